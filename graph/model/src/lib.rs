@@ -1,1 +1,38 @@
-//! Under construction.
+//! The vocabulary that every other package speaks: clocks, addresses, socket and proxy identities, what the kernel saw
+//! ([`Message`]), what an Envoy said ([`HopSide`]), and what follows from both ([`Attribution`]).
+//!
+//! Nothing here does input or output, and nothing here knows a wire format: decoders live in the packages that own
+//! the wire, and convert at their door.
+
+mod addr;
+mod attribution;
+mod clock;
+mod coverage;
+mod estimate;
+mod hop;
+mod ids;
+mod join;
+mod message;
+mod process;
+mod proxy;
+mod segment;
+mod seq;
+mod socket;
+
+pub use addr::{
+    DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, LocalAddr, PeerAddr, UpstreamLocalAddr,
+    UpstreamRemoteAddr, normalise_ip,
+};
+pub use attribution::{Attribution, AttributionBuilder, AttributionError, Detail, Evidence};
+pub use clock::{ClockAnchor, ClockSample, DurationNs, MonotonicNs, WallTime};
+pub use coverage::{ProbeStats, ProbeTier};
+pub use estimate::Estimate;
+pub use hop::{AccessLogType, HopProtocol, HopSide, HopTimings, Side};
+pub use ids::{NetnsId, NodeId, RequestId, SocketCookie, Tgid};
+pub use join::{AmbiguityReason, JoinOutcome, UnmatchedReason};
+pub use message::{Content, Direction, Message, SeqInstant};
+pub use process::{Process, ProcessRole};
+pub use proxy::{Proxy, ProxyKind, Workload, WorkloadSource};
+pub use segment::{Segment, SegmentMap};
+pub use seq::{SeqNo, SeqRange};
+pub use socket::{Socket, SocketEvent, SocketEventKind, TcpState};
