@@ -1,1 +1,11 @@
-//! Under construction.
+//! From joined hops to results: the attribution of each request's time, statistics over requests, the report's
+//! content and findings. Pure: no input, no output, no clock.
+
+mod report;
+mod request;
+
+pub use report::{
+    ConnectionSummary, Coverage, Distribution, Finding, HopSummary, Level, NearQuantile, Part, PartKind, Place, Report,
+    SegmentStats, Verdict,
+};
+pub use request::{AttributedRequest, CoverageClass, RequestCoverage, Sides, SocketRef, Vantage};
