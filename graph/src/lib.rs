@@ -1,1 +1,26 @@
-//! Under construction.
+//! The petgraph model of what was recorded, and the joins that build it.
+//!
+//! Sockets become connections by flow and TCP sequence number, connections are cut into exchanges, access log entries are put
+//! on exchanges by the addresses that Envoy names and by time, and what relays through the same proxies becomes a
+//! [`JoinedHop`]. A partner that is not unique is never chosen.
+
+mod connection;
+mod exchange;
+mod join;
+mod mesh;
+mod stream;
+
+pub use join::HopInput;
+pub use mesh::{ConnectionEdge, Directory, Edge, HopEdge, MeshGraph, Node};
+
+use meshdiff_model::JoinedHop;
+
+/// A hop and how it is tied to other hops.
+#[derive(Clone, Debug)]
+pub struct Hop {
+    /// What was found.
+    pub joined: JoinedHop,
+    /// Index of the hop during which the application that served it made this one; `None` for an entry request, or where
+    /// that cannot be told for certain.
+    pub caller: Option<usize>,
+}

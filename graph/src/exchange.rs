@@ -1,0 +1,235 @@
+//! Cuts a connection's two byte streams into exchanges: a request and its response.
+
+use crate::connection::{Connection, Endpoint};
+use crate::stream::{Offset, Piece, Stream};
+use meshdiff_model::{Content, Crossing, MonotonicNs};
+
+/// A request and its response on one connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Exchange {
+    pub(crate) connection: usize,
+    /// The request's bytes, as positions of the vantage end's stream.
+    request: (Offset, Offset),
+    /// The response's bytes, likewise; `None` if none came.
+    response: Option<(Offset, Offset)>,
+    pub(crate) request_content: Content,
+    pub(crate) response_content: Content,
+    /// True if the next request began before this one's response did: which response belongs to which is not told by
+    /// turns.
+    pub(crate) pipelined: bool,
+    /// True if events of the vantage end were lost during it or next to it: a turn may be missing, so that it may be two.
+    pub(crate) lossy: bool,
+    /// True if it is the first on its connection, of which the beginning was seen.
+    pub(crate) first_on_connection: bool,
+    /// First and last instant of any kind, at the vantage end.
+    pub(crate) first: MonotonicNs,
+    pub(crate) last: MonotonicNs,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Request,
+    Response,
+}
+
+/// The exchanges of a connection, in order. Opaque protocols yield turns too: the caller decides what they mean.
+pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint]) -> Vec<Exchange> {
+    let view = View::of(connection, endpoints);
+    let Some(vantage) = view.vantage() else { return Vec::new() };
+    let (requests, responses) = vantage;
+    let mut pieces: Vec<(Way, &Piece)> = requests.pieces.iter().map(|p| (Way::Request, p)).collect();
+    pieces.extend(responses.pieces.iter().map(|p| (Way::Response, p)));
+    pieces.sort_by_key(|(way, p)| (p.first, *way == Way::Response));
+
+    let seen_from_its_start = view.client.is_some_and(|c| c.socket.connect_start.is_some())
+        || view.server.is_some_and(|s| s.socket.established.is_some());
+    let mut list: Vec<Exchange> = Vec::new();
+    let mut opening = true;
+    let mut saw_handshake = false;
+    for (way, piece) in pieces {
+        let content = view.content(way, piece);
+        if piece.gap_before
+            && let Some(open) = list.last_mut()
+        {
+            open.lossy = true;
+        }
+        if content == Content::TlsHandshake {
+            saw_handshake = true;
+            continue;
+        }
+        match way {
+            Way::Request => {
+                let begins = match (&content, list.last()) {
+                    (_, None) => true,
+                    (Content::Http1Request { .. }, _) => true,
+                    // A body goes on, also after an early response.
+                    (_, Some(open)) if matches!(open.request_content, Content::Http1Request { .. }) => false,
+                    (_, Some(open)) => open.response.is_some(),
+                };
+                // Seen from the accepting end alone, the client's side of a handshake cannot be told from data.
+                if begins && view.client.is_none() && saw_handshake && opening {
+                    opening = false;
+                    list.clear();
+                }
+                if begins {
+                    if let Some(open) = list.last_mut() {
+                        open.pipelined |= open.response.is_none();
+                    }
+                    list.push(Exchange {
+                        connection: index,
+                        request: (piece.start, piece.end),
+                        response: None,
+                        request_content: content,
+                        response_content: Content::Unknown,
+                        pipelined: false,
+                        lossy: piece.gap_before,
+                        first_on_connection: list.is_empty() && seen_from_its_start,
+                        first: piece.first,
+                        last: piece.last,
+                    });
+                } else if let Some(open) = list.last_mut() {
+                    open.request.1 = open.request.1.max(piece.end);
+                    open.last = open.last.max(piece.last);
+                }
+            }
+            Way::Response => {
+                // Bytes before any request (a server's greeting, its half of a handshake) belong to no exchange.
+                let Some(open) = list.last_mut() else { continue };
+                open.last = open.last.max(piece.last);
+                open.lossy |= piece.gap_before;
+                let (start, content) = view.final_response(piece);
+                let Some(start) = start else { continue };
+                match &mut open.response {
+                    Some((_, end)) => *end = (*end).max(piece.end),
+                    None => {
+                        open.response = Some((start, piece.end));
+                        open.response_content = content;
+                    }
+                }
+            }
+        }
+    }
+    list
+}
+
+/// The two ends of a connection, and which of them is looked from.
+struct View<'a> {
+    client: Option<&'a Endpoint>,
+    server: Option<&'a Endpoint>,
+}
+
+impl<'a> View<'a> {
+    fn of(connection: &Connection, endpoints: &'a [Endpoint]) -> Self {
+        Self { client: connection.client.map(|i| &endpoints[i]), server: connection.server.map(|i| &endpoints[i]) }
+    }
+
+    /// The streams of requests and of responses at the end that is looked from: the client's, if it was seen.
+    fn vantage(&self) -> Option<(&'a Stream, &'a Stream)> {
+        match (self.client, self.server) {
+            (Some(c), _) => Some((&c.egress, &c.ingress)),
+            (None, Some(s)) => Some((&s.ingress, &s.egress)),
+            (None, None) => None,
+        }
+    }
+
+    /// What a piece's first bytes are: its sender knows.
+    fn content(&self, way: Way, piece: &Piece) -> Content {
+        match (way, self.client, self.server) {
+            (Way::Request, None, _) | (Way::Response, Some(_), None) => Content::Unknown,
+            (Way::Request, Some(_), _) | (Way::Response, None, _) => piece.content.clone(),
+            (Way::Response, Some(c), Some(s)) => {
+                let shift = c.ingress.shift_to(&s.egress);
+                s.egress.piece_at(piece.start + shift).map_or(Content::Unknown, |p| p.content.clone())
+            }
+        }
+    }
+
+    /// Where in a piece of the response direction the response proper begins, interim responses (RFC 9110, section 15.2) and
+    /// handshake bytes left out; `None` if it holds nothing else.
+    fn final_response(&self, piece: &Piece) -> (Option<Offset>, Content) {
+        let (Some(c), Some(s)) = (self.client, self.server) else {
+            let content = if self.client.is_none() { piece.content.clone() } else { Content::Unknown };
+            let skip = content.is_interim_response();
+            return ((!skip).then_some(piece.start), content);
+        };
+        let shift = c.ingress.shift_to(&s.egress);
+        let mut any = false;
+        for sent in s.egress.pieces_in(piece.start + shift, piece.end + shift) {
+            any = true;
+            if !sent.content.is_interim_response() && sent.content != Content::TlsHandshake {
+                let start = (sent.start - shift).max(piece.start);
+                return (Some(start), sent.content.clone());
+            }
+        }
+        if any { (None, Content::Unknown) } else { (Some(piece.start), Content::Unknown) }
+    }
+}
+
+impl Exchange {
+    /// The request's crossing of its connection.
+    pub(crate) fn request_crossing(&self, connection: &Connection, endpoints: &[Endpoint]) -> Crossing {
+        let from = connection.client.map(|i| &endpoints[i].egress);
+        let to = connection.server.map(|i| &endpoints[i].ingress);
+        // Positions are those of the vantage: the client's stream, or the server's where the client was not seen.
+        crossing(from, to, connection.client.is_some(), self.request)
+    }
+
+    /// The response's crossing of its connection. Bytes sent before `not_before` do not mark it: on an encrypted connection
+    /// they can be session tickets.
+    pub(crate) fn response_crossing(
+        &self,
+        connection: &Connection,
+        endpoints: &[Endpoint],
+        not_before: Option<MonotonicNs>,
+    ) -> Crossing {
+        let Some((mut start, end)) = self.response else { return Crossing::default() };
+        let from = connection.server.map(|i| &endpoints[i].egress);
+        let to = connection.client.map(|i| &endpoints[i].ingress);
+        let vantage_is_sender = connection.client.is_none();
+        if let (Some(from), Some(not_before)) = (from, not_before) {
+            let shift = if vantage_is_sender { 0 } else { to.map_or(0, |to| to.shift_to(from)) };
+            if let Some(later) = from.first_send_from(start + shift, end + shift, not_before) {
+                start = later - shift;
+            }
+        }
+        crossing(from, to, vantage_is_sender, (start, end))
+    }
+
+    /// True if a response (an interim one aside) was seen.
+    pub(crate) fn has_response(&self) -> bool {
+        self.response.is_some()
+    }
+}
+
+/// When bytes crossed from a sender's stream to a receiver's. `range` are positions of the sender's stream if `sender_positions`, else of
+/// the receiver's.
+fn crossing(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, range: (Offset, Offset)) -> Crossing {
+    let mut result =
+        Crossing { bytes: u32::try_from((range.1 - range.0).max(0)).unwrap_or(u32::MAX), ..Crossing::default() };
+    let shift = match (from, to) {
+        (Some(f), Some(t)) => f.shift_to(t),
+        _ => 0,
+    };
+    let (sent, received) = if sender_positions {
+        (range, (range.0 + shift, range.1 + shift))
+    } else {
+        ((range.0 - shift, range.1 - shift), range)
+    };
+    // The head's end: as the recogniser saw it, else the end of the first send call.
+    let mut head_end = received.0 + 1;
+    if let Some(from) = from.filter(|f| !f.is_empty()) {
+        result.send = from.send_of(sent.0);
+        result.last_send = from.last_send(sent.0, sent.1);
+        let read = from.piece_at(sent.0).filter(|p| p.start == sent.0).and_then(|p| p.head_end);
+        if let Some(end) = read.or_else(|| from.send_end(sent.0)) {
+            head_end = end.min(sent.1) - sent.0 + received.0;
+        }
+    }
+    if let Some(to) = to.filter(|t| !t.is_empty()) {
+        result.ready = to.ready(head_end);
+        result.recv = to.recv(head_end);
+        result.last_ready = to.ready(received.1);
+        result.last_recv = to.recv(received.1);
+    }
+    result
+}

@@ -1,0 +1,272 @@
+//! The graph: pods, processes and sockets as nodes; what owns what, who is connected to whom and who called whom as
+//! edges.
+
+use crate::Hop;
+use crate::connection::{Connection, Endpoint};
+use crate::join::{HopInput, Joined};
+use meshdiff_model::{
+    Crossing, JoinedHop, Link, NetnsId, Process, ProcessRole, RequestId, Socket, SocketCookie, Tgid, Workload,
+    WorkloadSource,
+};
+use petgraph::graph::{DiGraph, NodeIndex};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+/// Who owns what: the answers of node metadata and of Kubernetes.
+pub trait Directory {
+    /// The workload whose proxy has this node id.
+    fn by_proxy(&self, node: &meshdiff_model::NodeId) -> Option<Workload>;
+    /// The workload that owns an address.
+    fn by_address(&self, ip: IpAddr) -> Option<Workload>;
+}
+
+/// A node of the graph.
+#[derive(Clone, Debug)]
+pub enum Node {
+    /// A pod, or a network namespace of which no pod is known.
+    Pod {
+        /// Its network namespace, where sockets of it were seen.
+        netns: Option<NetnsId>,
+        /// Who it is.
+        workload: Workload,
+    },
+    /// A process.
+    Process(Process),
+    /// A socket, with what it sent and received.
+    Socket {
+        /// The socket.
+        socket: Box<Socket>,
+        /// Bytes sent.
+        write_bytes: u64,
+        /// Send calls.
+        write_calls: u64,
+        /// Bytes received.
+        read_bytes: u64,
+        /// Read calls (as far as assembly kept them).
+        read_calls: u64,
+    },
+}
+
+/// An edge of the graph.
+#[derive(Clone, Debug)]
+pub enum Edge {
+    /// A pod owns a process, or a process a socket.
+    Owns,
+    /// The socket that connected → the socket that accepted.
+    Connection(ConnectionEdge),
+    /// The pod that called → the pod that was called.
+    Hop(HopEdge),
+}
+
+/// A TCP connection whose two ends were seen.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionEdge {
+    /// Which part of a request's way it is; `None` for other traffic.
+    pub link: Option<Link>,
+}
+
+/// All requests from one pod to another.
+#[derive(Clone, Debug, Default)]
+pub struct HopEdge {
+    /// Indices into [`MeshGraph::hops`].
+    pub hops: Vec<usize>,
+}
+
+/// Everything that a recording tells, joined.
+#[derive(Debug)]
+pub struct MeshGraph {
+    /// Pods, processes, sockets and what ties them.
+    pub graph: DiGraph<Node, Edge>,
+    /// Every request found, in order of start.
+    pub hops: Vec<Hop>,
+    /// Requests that the kernel saw client applications send to their sidecar.
+    pub client_messages_seen: u64,
+    /// Each socket's node.
+    sockets: HashMap<SocketCookie, NodeIndex>,
+}
+
+impl MeshGraph {
+    /// Joins a recording. Never fails: what cannot be joined carries its reason.
+    #[must_use]
+    pub fn build(input: HopInput<'_>, processes: &[Process], directory: &dyn Directory) -> Self {
+        let Joined { endpoints, connections, hops, client_messages } = crate::join::join(input);
+        let mut mesh = Self {
+            graph: DiGraph::new(),
+            hops: Vec::new(),
+            client_messages_seen: client_messages,
+            sockets: HashMap::new(),
+        };
+        let pods = mesh.add_sockets(&endpoints, &connections, processes, directory);
+        let callers = callers(&hops, &endpoints);
+        mesh.hops = hops.into_iter().zip(callers).map(|(joined, caller)| Hop { joined, caller }).collect();
+        mesh.add_hop_edges(&pods, directory);
+        mesh
+    }
+
+    /// A socket by its cookie.
+    #[must_use]
+    pub fn socket(&self, cookie: SocketCookie) -> Option<&Socket> {
+        match self.graph.node_weight(*self.sockets.get(&cookie)?)? {
+            Node::Socket { socket, .. } => Some(socket),
+            Node::Pod { .. } | Node::Process(_) => None,
+        }
+    }
+
+    fn add_sockets(
+        &mut self,
+        endpoints: &[Endpoint],
+        connections: &[Connection],
+        processes: &[Process],
+        directory: &dyn Directory,
+    ) -> HashMap<NetnsId, NodeIndex> {
+        let mut addresses: BTreeMap<NetnsId, IpAddr> = BTreeMap::new();
+        for e in endpoints.iter().filter(|e| !e.socket.local.ip().is_loopback()) {
+            let ip = addresses.entry(e.socket.netns).or_insert(e.socket.local.ip());
+            if directory.by_address(*ip).is_none() && directory.by_address(e.socket.local.ip()).is_some() {
+                *ip = e.socket.local.ip();
+            }
+        }
+        let mut pods: HashMap<NetnsId, NodeIndex> = HashMap::new();
+        for e in endpoints {
+            let netns = e.socket.netns;
+            pods.entry(netns).or_insert_with(|| {
+                let ip = addresses.get(&netns);
+                let workload = ip.and_then(|ip| directory.by_address(*ip)).unwrap_or_else(|| Workload {
+                    address: ip.map(ToString::to_string),
+                    source: WorkloadSource::Unknown,
+                    ..Workload::unknown()
+                });
+                self.graph.add_node(Node::Pod { netns: Some(netns), workload })
+            });
+        }
+        let known: HashMap<Tgid, &Process> = processes.iter().map(|p| (p.tgid, p)).collect();
+        let mut owners: HashMap<(NetnsId, Option<Tgid>), NodeIndex> = HashMap::new();
+        for e in endpoints {
+            let (netns, tgid) = (e.socket.netns, e.socket.owner);
+            let owner = *owners.entry((netns, tgid)).or_insert_with(|| {
+                let process = tgid.and_then(|t| known.get(&t).copied().cloned()).unwrap_or_else(|| Process {
+                    tgid: tgid.unwrap_or_default(),
+                    netns,
+                    comm: "?".to_owned(),
+                    exe: None,
+                    uid: None,
+                    cgroup: None,
+                    role: ProcessRole::Application,
+                });
+                let node = self.graph.add_node(Node::Process(process));
+                self.graph.add_edge(pods[&netns], node, Edge::Owns);
+                node
+            });
+            let node = self.graph.add_node(Node::Socket {
+                socket: Box::new(e.socket.clone()),
+                write_bytes: e.egress.bytes,
+                write_calls: e.egress.calls,
+                read_bytes: e.ingress.bytes,
+                read_calls: e.ingress.calls,
+            });
+            self.graph.add_edge(owner, node, Edge::Owns);
+            self.sockets.insert(e.socket.cookie, node);
+        }
+        for c in connections {
+            if let (Some(client), Some(server)) = (c.client, c.server) {
+                let node = |i: usize| self.sockets[&endpoints[i].socket.cookie];
+                let (from, to) = (node(client), node(server));
+                self.graph.add_edge(from, to, Edge::Connection(ConnectionEdge { link: c.link }));
+            }
+        }
+        pods
+    }
+
+    fn add_hop_edges(&mut self, pods: &HashMap<NetnsId, NodeIndex>, directory: &dyn Directory) {
+        let mut by_workload: BTreeMap<Workload, NodeIndex> = BTreeMap::new();
+        for &node in pods.values() {
+            if let Some(Node::Pod { workload, .. }) = self.graph.node_weight(node) {
+                by_workload.insert(workload.clone(), node);
+            }
+        }
+        let mut edges: BTreeMap<(NodeIndex, NodeIndex), Vec<usize>> = BTreeMap::new();
+        for i in 0..self.hops.len() {
+            let (client, server) = self.ends(i, directory);
+            let mut node = |w: Workload| {
+                *by_workload
+                    .entry(w.clone())
+                    .or_insert_with(|| self.graph.add_node(Node::Pod { netns: None, workload: w }))
+            };
+            let key = (node(client), node(server));
+            edges.entry(key).or_default().push(i);
+        }
+        for ((from, to), hops) in edges {
+            self.graph.add_edge(from, to, Edge::Hop(HopEdge { hops }));
+        }
+    }
+
+    /// Who called and who was called in a hop. Only what a log, an address owner or Envoy's cluster name says.
+    #[must_use]
+    pub fn ends(&self, hop: usize, directory: &dyn Directory) -> (Workload, Workload) {
+        let joined = &self.hops[hop].joined;
+        let ip_of = |s: usize| joined.sockets[s].and_then(|c| self.socket(c)).map(|s| s.local.ip());
+        let unknown_at =
+            |address: Option<IpAddr>| Workload { address: address.map(|a| a.to_string()), ..Workload::unknown() };
+        let client_ip = ip_of(0)
+            .or_else(|| joined.client_log.as_ref()?.downstream_direct_remote_address.map(|a| a.ip()))
+            .or_else(|| joined.server_log.as_ref()?.downstream_direct_remote_address.map(|a| a.ip()));
+        let client = joined
+            .client_log
+            .as_ref()
+            .and_then(|l| directory.by_proxy(&l.node))
+            .or_else(|| client_ip.and_then(|ip| directory.by_address(ip)))
+            .unwrap_or_else(|| unknown_at(client_ip));
+        let server_ip = joined
+            .client_log
+            .as_ref()
+            .and_then(|l| l.upstream_remote_address.map(|a| a.ip()))
+            .or_else(|| joined.server_log.as_ref()?.upstream_remote_address.map(|a| a.ip()));
+        let server = joined
+            .server_log
+            .as_ref()
+            .and_then(|l| directory.by_proxy(&l.node))
+            .or_else(|| server_ip.and_then(|ip| directory.by_address(ip)))
+            .unwrap_or_else(|| unknown_at(server_ip));
+        (client, server)
+    }
+}
+
+/// For each hop the hop that caused it: the one request that the calling pod was serving at that time under the same
+/// `x-request-id`. Where there are several, or the application does not forward the id, nobody can tell.
+fn callers(hops: &[JoinedHop], endpoints: &[Endpoint]) -> Vec<Option<usize>> {
+    let netns: HashMap<SocketCookie, NetnsId> = endpoints.iter().map(|e| (e.socket.cookie, e.socket.netns)).collect();
+    let key = |cookie: Option<SocketCookie>, hop: &JoinedHop| {
+        let id = hop.client_log.as_ref().or(hop.server_log.as_ref())?.request_id.as_ref()?;
+        Some((*netns.get(&cookie?)?, comparable(id)))
+    };
+    let span = |request: &Crossing, response: &Crossing| Some((request.ready?, response.last_send?));
+    let mut serving: HashMap<(NetnsId, String), Vec<usize>> = HashMap::new();
+    for (i, hop) in hops.iter().enumerate() {
+        if let Some(key) = key(hop.sockets[5], hop) {
+            serving.entry(key).or_default().push(i);
+        }
+    }
+    hops.iter()
+        .enumerate()
+        .map(|(i, hop)| {
+            let start = hop.request_on(Link::ClientLoopback).send?;
+            let end = hop.response_on(Link::ClientLoopback).ready?;
+            let mut fitting = serving.get(&key(hop.sockets[0], hop)?)?.iter().copied().filter(|&p| {
+                let served = span(hops[p].request_on(Link::ServerLoopback), hops[p].response_on(Link::ServerLoopback));
+                p != i && served.is_some_and(|(from, to)| from <= start && end <= to)
+            });
+            let only = fitting.next()?;
+            fitting.next().is_none().then_some(only)
+        })
+        .collect()
+}
+
+/// A request id without the character that Envoy's sampling rewrites.
+fn comparable(id: &RequestId) -> String {
+    let text = &*id.0;
+    if text.len() == 36 && text.is_char_boundary(14) && text.is_char_boundary(15) {
+        format!("{}-{}", &text[..14], &text[15..])
+    } else {
+        text.to_owned()
+    }
+}

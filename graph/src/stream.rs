@@ -1,0 +1,251 @@
+//! One direction of one socket as functions from a byte's position to instants.
+
+use meshdiff_model::{Content, Direction, Message, MonotonicNs, SeqNo};
+
+/// A position in a direction's byte stream: bytes since the stream's first byte that was seen. Unlike a sequence number
+/// it does not wrap.
+pub(crate) type Offset = i64;
+
+/// By when all bytes before `end` were ready (or read).
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    end: Offset,
+    at: MonotonicNs,
+    /// False for the first step after lost events: the bytes may have been ready earlier.
+    known: bool,
+    /// True if steps before this one were left out of the message's list: only `end` itself is told by it.
+    only_its_end: bool,
+}
+
+/// A message's place in the stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) start: Offset,
+    pub(crate) end: Offset,
+    pub(crate) content: Content,
+    pub(crate) head_end: Option<Offset>,
+    pub(crate) first: MonotonicNs,
+    pub(crate) last: MonotonicNs,
+    pub(crate) gap_before: bool,
+}
+
+/// All that was seen of one direction of one socket.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stream {
+    base: SeqNo,
+    last: Option<(SeqNo, Offset)>,
+    pub(crate) pieces: Vec<Piece>,
+    sends: Vec<(Offset, MonotonicNs)>,
+    readies: Vec<Step>,
+    recvs: Vec<Step>,
+    pub(crate) bytes: u64,
+    pub(crate) calls: u64,
+}
+
+impl Stream {
+    /// Adds the next message of this direction, in the order in which assembly emitted them.
+    pub(crate) fn push(&mut self, message: &Message) {
+        let Some(first) = message.first_instant() else { return };
+        let last = message.last_instant().unwrap_or(first);
+        if self.last.is_none() {
+            self.base = message.seq.start;
+            self.last = Some((message.seq.start, 0));
+        }
+        let start = self.unwrap(message.seq.start);
+        let end = start + i64::from(message.seq.len());
+        match message.direction {
+            Direction::Egress => {
+                self.sends.extend(message.sends.iter().map(|s| (start + distance(message.seq.start, s.seq), s.at)));
+                self.calls += message.sends.len() as u64 + u64::from(message.elided);
+            }
+            Direction::Ingress => {
+                let elided = message.elided > 0;
+                push_steps(&mut self.readies, start, message, &message.readies, elided);
+                push_steps(&mut self.recvs, start, message, &message.recvs, elided);
+                self.calls += message.recvs.len() as u64;
+            }
+        }
+        self.bytes += u64::from(message.seq.len());
+        self.pieces.push(Piece {
+            start,
+            end,
+            content: message.content.clone(),
+            head_end: message.head_end.map(|s| start + distance(message.seq.start, s)),
+            first,
+            last,
+            gap_before: message.gap_before,
+        });
+        self.last = Some((message.seq.end, end));
+    }
+
+    fn unwrap(&self, seq: SeqNo) -> Offset {
+        let (near, offset) = self.last.unwrap_or((self.base, 0));
+        offset + distance(near, seq)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// First and last position seen.
+    pub(crate) fn extent(&self) -> Option<(Offset, Offset)> {
+        let start = self.pieces.iter().map(|p| p.start).min()?;
+        let end = self.pieces.iter().map(|p| p.end).max()?;
+        Some((start, end))
+    }
+
+    /// What must be added to a position in `self` to get the position in `other` of the same byte, if both are the
+    /// two ends of one direction.
+    pub(crate) fn shift_to(&self, other: &Self) -> Offset {
+        distance(other.base, self.base)
+    }
+
+    /// When the send call that holds the byte at `at` began. `None` if that byte's send was not seen.
+    pub(crate) fn send_of(&self, at: Offset) -> Option<MonotonicNs> {
+        let index = self.sends.partition_point(|&(start, _)| start <= at).checked_sub(1)?;
+        let (start, when) = self.sends[index];
+        let piece = self.piece_at(at)?;
+        (start >= piece.start).then_some(when)
+    }
+
+    /// Where the send call that holds the byte at `at` ends: the next call's first byte, or the message's end.
+    pub(crate) fn send_end(&self, at: Offset) -> Option<Offset> {
+        let piece = self.piece_at(at)?;
+        let next = self.sends.partition_point(|&(start, _)| start <= at);
+        Some(self.sends.get(next).map_or(piece.end, |&(start, _)| start.min(piece.end)))
+    }
+
+    /// The last send call whose first byte lies before `end` and at or after `start`.
+    pub(crate) fn last_send(&self, start: Offset, end: Offset) -> Option<MonotonicNs> {
+        let index = self.sends.partition_point(|&(at, _)| at < end).checked_sub(1)?;
+        let (at, when) = self.sends[index];
+        (at >= start).then_some(when)
+    }
+
+    /// The first send call in `start..end` that began at or after `not_before`: its first byte.
+    pub(crate) fn first_send_from(&self, start: Offset, end: Offset, not_before: MonotonicNs) -> Option<Offset> {
+        let from = self.sends.partition_point(|&(at, _)| at < start);
+        self.sends[from..].iter().take_while(|&&(at, _)| at < end).find(|(_, when)| *when >= not_before).map(|s| s.0)
+    }
+
+    /// The message that holds the byte at `at`.
+    pub(crate) fn piece_at(&self, at: Offset) -> Option<&Piece> {
+        let index = self.pieces.partition_point(|p| p.start <= at).checked_sub(1)?;
+        let piece = &self.pieces[index];
+        (at < piece.end).then_some(piece)
+    }
+
+    /// The messages that have bytes in `start..end`.
+    pub(crate) fn pieces_in(&self, start: Offset, end: Offset) -> impl Iterator<Item = &Piece> {
+        let from = self.pieces.partition_point(|p| p.end <= start);
+        self.pieces[from..].iter().take_while(move |p| p.start < end)
+    }
+
+    /// When all bytes before `end` were readable. `None` if unknown.
+    pub(crate) fn ready(&self, end: Offset) -> Option<MonotonicNs> {
+        step(&self.readies, end)
+    }
+
+    /// When all bytes before `end` had been read. `None` if unknown.
+    pub(crate) fn recv(&self, end: Offset) -> Option<MonotonicNs> {
+        step(&self.recvs, end)
+    }
+}
+
+fn distance(from: SeqNo, to: SeqNo) -> Offset {
+    i64::from(from.distance(to))
+}
+
+fn push_steps(to: &mut Vec<Step>, start: Offset, message: &Message, list: &[meshdiff_model::SeqInstant], elided: bool) {
+    for (i, instant) in list.iter().enumerate() {
+        to.push(Step {
+            end: start + distance(message.seq.start, instant.seq),
+            at: instant.at,
+            known: !(message.gap_before && i == 0),
+            only_its_end: elided && i + 1 == list.len(),
+        });
+    }
+}
+
+fn step(steps: &[Step], end: Offset) -> Option<MonotonicNs> {
+    let step = steps.get(steps.partition_point(|s| s.end < end))?;
+    let told = step.known && (!step.only_its_end || step.end == end);
+    told.then_some(step.at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meshdiff_model::{SeqInstant, SeqRange, SocketCookie};
+
+    fn instants(list: &[(u32, u64)]) -> Vec<SeqInstant> {
+        list.iter().map(|&(seq, at)| SeqInstant { seq: SeqNo(seq), at: MonotonicNs(at) }).collect()
+    }
+
+    fn ingress(start: u32, end: u32, readies: &[(u32, u64)], recvs: &[(u32, u64)]) -> Message {
+        Message {
+            socket: SocketCookie(1),
+            direction: Direction::Ingress,
+            seq: SeqRange { start: SeqNo(start), end: SeqNo(end) },
+            sends: vec![],
+            readies: instants(readies),
+            recvs: instants(recvs),
+            elided: 0,
+            gap_before: false,
+            content: Content::Unknown,
+            head_end: None,
+        }
+    }
+
+    #[test]
+    fn positions_do_not_wrap() {
+        let mut stream = Stream::default();
+        stream.push(&ingress(u32::MAX - 9, 0, &[(0, 5)], &[(0, 6)]));
+        stream.push(&ingress(0, 10, &[(10, 7)], &[(10, 9)]));
+        assert_eq!(stream.extent(), Some((0, 20)));
+        assert_eq!(stream.ready(10), Some(MonotonicNs(5)));
+        assert_eq!(stream.ready(11), Some(MonotonicNs(7)));
+        assert_eq!(stream.recv(20), Some(MonotonicNs(9)));
+        assert_eq!(stream.recv(21), None);
+    }
+
+    #[test]
+    fn instants_around_a_loss_are_unknown() {
+        let mut stream = Stream::default();
+        stream.push(&ingress(0, 10, &[(10, 5)], &[(10, 6)]));
+        let mut after = ingress(10, 30, &[(20, 15), (30, 18)], &[(30, 20)]);
+        after.gap_before = true;
+        stream.push(&after);
+        assert_eq!(stream.ready(15), None);
+        assert_eq!(stream.ready(25), Some(MonotonicNs(18)));
+        assert_eq!(stream.recv(30), None);
+    }
+
+    #[test]
+    fn a_list_that_was_cut_tells_only_its_end() {
+        let mut stream = Stream::default();
+        let mut message = ingress(0, 100, &[(10, 1), (20, 2), (100, 9)], &[]);
+        message.elided = 5;
+        stream.push(&message);
+        assert_eq!(stream.ready(20), Some(MonotonicNs(2)));
+        assert_eq!(stream.ready(60), None);
+        assert_eq!(stream.ready(100), Some(MonotonicNs(9)));
+    }
+
+    #[test]
+    fn sends_are_found_by_byte() {
+        let mut stream = Stream::default();
+        let mut message = ingress(1000, 1100, &[], &[]);
+        message.direction = Direction::Egress;
+        message.sends = instants(&[(1000, 1), (1040, 2)]);
+        stream.push(&message);
+        assert_eq!(stream.send_of(39), Some(MonotonicNs(1)));
+        assert_eq!(stream.send_of(40), Some(MonotonicNs(2)));
+        assert_eq!(stream.send_of(100), None);
+        assert_eq!(stream.send_end(0), Some(40));
+        assert_eq!(stream.send_end(50), Some(100));
+        assert_eq!(stream.last_send(0, 100), Some(MonotonicNs(2)));
+        assert_eq!(stream.last_send(0, 40), Some(MonotonicNs(1)));
+        assert_eq!(stream.first_send_from(0, 100, MonotonicNs(2)), Some(40));
+    }
+}
