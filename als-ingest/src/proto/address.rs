@@ -1,0 +1,73 @@
+//! Envoy's addresses.
+
+use super::InvalidField;
+use envoy_types::pb::envoy::config::core::v3::{Address, address, socket_address::PortSpecifier};
+use std::net::{IpAddr, SocketAddr};
+
+/// The IP address and port of one of Envoy's addresses.
+///
+/// # Errors
+/// If it is a pipe or internal to Envoy, or not an IP address with a port.
+pub(super) fn socket_addr(wire: &Address) -> Result<SocketAddr, InvalidField> {
+    match &wire.address {
+        Some(address::Address::SocketAddress(socket)) => {
+            let ip = ip(&socket.address).ok_or(InvalidField::InvalidAddress)?;
+            let port = match socket.port_specifier {
+                Some(PortSpecifier::PortValue(port)) => {
+                    u16::try_from(port).map_err(|_| InvalidField::InvalidAddress)?
+                }
+                Some(PortSpecifier::NamedPort(_)) => return Err(InvalidField::InvalidAddress),
+                // proto3 leaves zero out where a oneof is set without presence; X-Forwarded-For gives port 0 as well.
+                None => 0,
+            };
+            Ok(SocketAddr::new(ip, port))
+        }
+        Some(address::Address::Pipe(_) | address::Address::EnvoyInternalAddress(_)) => {
+            Err(InvalidField::UnsupportedAddress)
+        }
+        None => Err(InvalidField::InvalidAddress),
+    }
+}
+
+/// An IP address as Envoy writes it: an IPv6 one may end in its scope (`fe80::1%2`).
+pub(super) fn ip(text: &str) -> Option<IpAddr> {
+    text.split('%').next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use envoy_types::pb::envoy::config::core::v3::{EnvoyInternalAddress, Pipe, SocketAddress};
+
+    fn socket(ip: &str, port: Option<PortSpecifier>) -> Address {
+        let socket = SocketAddress { address: ip.to_owned(), port_specifier: port, ..Default::default() };
+        Address { address: Some(address::Address::SocketAddress(socket)) }
+    }
+
+    #[test]
+    fn ip_addresses_and_ports() {
+        let port = |p| Some(PortSpecifier::PortValue(p));
+        let ok = |ip, p| socket_addr(&socket(ip, p)).map(|a| a.to_string());
+        assert_eq!(ok("10.0.0.1", port(80)), Ok("10.0.0.1:80".to_owned()));
+        assert_eq!(ok("8.8.8.8", None), Ok("8.8.8.8:0".to_owned()));
+        assert_eq!(ok("fe80::1%2", port(1)), Ok("[fe80::1]:1".to_owned()));
+        assert_eq!(ok("10.0.0.1", port(65_536)), Err(InvalidField::InvalidAddress));
+        assert_eq!(
+            ok("10.0.0.1", Some(PortSpecifier::NamedPort("http".to_owned()))),
+            Err(InvalidField::InvalidAddress)
+        );
+        assert_eq!(ok("reviews", port(80)), Err(InvalidField::InvalidAddress));
+        assert_eq!(ok("", port(80)), Err(InvalidField::InvalidAddress));
+    }
+
+    #[test]
+    fn other_kinds_are_told_apart() {
+        let of = |a| socket_addr(&Address { address: a });
+        assert_eq!(of(None), Err(InvalidField::InvalidAddress));
+        assert_eq!(of(Some(address::Address::Pipe(Pipe::default()))), Err(InvalidField::UnsupportedAddress));
+        assert_eq!(
+            of(Some(address::Address::EnvoyInternalAddress(EnvoyInternalAddress::default()))),
+            Err(InvalidField::UnsupportedAddress)
+        );
+    }
+}

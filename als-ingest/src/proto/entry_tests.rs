@@ -1,0 +1,292 @@
+use super::*;
+use crate::proto::unknown_proxy;
+use envoy_types::pb::envoy::config::core::v3::{Pipe, SocketAddress, address, socket_address::PortSpecifier};
+use envoy_types::pb::envoy::data::accesslog::v3::{ConnectionProperties, ResponseFlags, TlsProperties};
+use envoy_types::pb::google::protobuf::{Timestamp, UInt32Value};
+use meshdiff_model::{NodeId, ProxyKind, Side, WallTime};
+use proptest::prelude::*;
+
+fn addr(ip: &str, port: u32) -> Option<Address> {
+    let socket = SocketAddress {
+        address: ip.to_owned(),
+        port_specifier: Some(PortSpecifier::PortValue(port)),
+        ..Default::default()
+    };
+    Some(Address { address: Some(address::Address::SocketAddress(socket)) })
+}
+
+fn ns(nanos: i32) -> Option<Duration> {
+    Some(Duration { seconds: 0, nanos })
+}
+
+fn common() -> AccessLogCommon {
+    AccessLogCommon {
+        downstream_direct_remote_address: addr("10.77.0.2", 43638),
+        downstream_remote_address: addr("8.8.8.8", 0),
+        downstream_local_address: addr("10.96.0.7", 9080),
+        upstream_local_address: addr("::ffff:10.77.0.2", 47670),
+        upstream_remote_address: addr("10.77.0.3", 9080),
+        start_time: Some(Timestamp { seconds: 1_767_225_600, nanos: 123_456_000 }),
+        time_to_last_rx_byte: ns(1),
+        time_to_first_upstream_tx_byte: ns(2),
+        time_to_last_upstream_tx_byte: ns(3),
+        time_to_first_upstream_rx_byte: ns(4),
+        time_to_last_upstream_rx_byte: ns(5),
+        time_to_first_downstream_tx_byte: ns(6),
+        time_to_last_downstream_tx_byte: Some(Duration { seconds: 2, nanos: 7 }),
+        duration: Some(Duration { seconds: 2, nanos: 8 }),
+        upstream_cluster: "outbound|9080||reviews.default.svc.cluster.local".to_owned(),
+        route_name: "default".to_owned(),
+        upstream_request_attempt_count: 2,
+        stream_id: "0bf0d0b1-9e2a-4a3e-8a60-0d6f7e5f7e11".to_owned(),
+        access_log_type: WireType::DownstreamEnd as i32,
+        response_flags: Some(ResponseFlags {
+            upstream_retry_limit_exceeded: true,
+            upstream_connection_failure: true,
+            ..Default::default()
+        }),
+        tls_properties: Some(TlsProperties { tls_sni_hostname: "reviews".to_owned(), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+fn http() -> HttpAccessLogEntry {
+    HttpAccessLogEntry {
+        common_properties: Some(common()),
+        protocol_version: HttpVersion::Http11 as i32,
+        request: Some(HttpRequestProperties {
+            request_method: RequestMethod::Get as i32,
+            authority: "reviews:9080".to_owned(),
+            path: "/reviews/0?user=secret#part".to_owned(),
+            request_id: "0bf0d0b1-9e2a-4a3e-8a60-0d6f7e5f7e11".to_owned(),
+            request_body_bytes: 11,
+            ..Default::default()
+        }),
+        response: Some(HttpResponseProperties {
+            response_code: Some(UInt32Value { value: 503 }),
+            response_body_bytes: 22,
+            response_code_details: "upstream_reset".to_owned(),
+            ..Default::default()
+        }),
+    }
+}
+
+fn sidecar() -> Proxy {
+    let node = NodeId("sidecar~10.77.0.2~a.default~d".into());
+    Proxy { node, kind: ProxyKind::Sidecar, address: "10.77.0.2".parse().ok(), ..unknown_proxy(None) }
+}
+
+fn decode(entry: &HttpAccessLogEntry) -> (Result<Option<HopSide>, InvalidEntry>, Tally) {
+    let mut tally = Tally::default();
+    let hop = EntryDecoder::new().decode(EntryKind::Http, &entry.encode_to_vec(), &sidecar(), &mut tally);
+    (hop, tally)
+}
+
+fn kept(entry: &HttpAccessLogEntry) -> (HopSide, Tally) {
+    let (hop, tally) = decode(entry);
+    (hop.expect("valid").expect("terminal"), tally)
+}
+
+fn malformed(tally: &Tally) -> Vec<(&'static str, u64)> {
+    let counts = InvalidField::ALL.iter().zip(tally.invalid_fields);
+    counts.filter(|&(_, n)| n > 0).map(|(k, n)| (k.as_str(), n)).collect()
+}
+
+#[test]
+fn every_field_of_an_http_entry() {
+    let (hop, tally) = kept(&http());
+    assert_eq!(malformed(&tally), []);
+    let text = |t: &Option<Arc<str>>| t.as_deref().map(str::to_owned);
+    assert_eq!(hop.node.to_string(), "sidecar~10.77.0.2~a.default~d");
+    assert_eq!(hop.side, Some(Side::Client));
+    assert_eq!(hop.protocol, HopProtocol::Http11);
+    assert_eq!(hop.access_log_type, AccessLogType::DownstreamEnd);
+    assert_eq!(hop.start_time, WallTime(1_767_225_600_123_456_000));
+    let t = hop.timings;
+    let spans = [
+        t.time_to_last_rx_byte,
+        t.time_to_first_upstream_tx_byte,
+        t.time_to_last_upstream_tx_byte,
+        t.time_to_first_upstream_rx_byte,
+        t.time_to_last_upstream_rx_byte,
+        t.time_to_first_downstream_tx_byte,
+        t.time_to_last_downstream_tx_byte,
+        t.duration,
+    ];
+    assert_eq!(spans.map(|d| d.expect("set").0), [1, 2, 3, 4, 5, 6, 2_000_000_007, 2_000_000_008]);
+    assert_eq!(hop.downstream_direct_remote_address.map(|a| a.to_string()).as_deref(), Some("10.77.0.2:43638"));
+    assert_eq!(hop.downstream_remote_address.map(|a| a.to_string()).as_deref(), Some("8.8.8.8:0"));
+    assert_eq!(hop.downstream_local_address.map(|a| a.to_string()).as_deref(), Some("10.96.0.7:9080"));
+    assert_eq!(hop.upstream_local_address.map(|a| a.to_string()).as_deref(), Some("10.77.0.2:47670"), "normalised");
+    assert_eq!(hop.upstream_remote_address.map(|a| a.to_string()).as_deref(), Some("10.77.0.3:9080"));
+    assert_eq!(text(&hop.upstream_cluster).as_deref(), Some("outbound|9080||reviews.default.svc.cluster.local"));
+    assert_eq!(text(&hop.route_name).as_deref(), Some("default"));
+    assert_eq!(hop.upstream_request_attempt_count, Some(2));
+    assert_eq!(hop.response_flags, ["UF".into(), "URX".into()]);
+    assert_eq!(hop.request_id.as_ref().map(|r| &*r.0), hop.stream_id.as_deref());
+    assert_eq!(text(&hop.method).as_deref(), Some("GET"));
+    assert_eq!(text(&hop.authority).as_deref(), Some("reviews:9080"));
+    assert_eq!(text(&hop.path).as_deref(), Some("/reviews/0"), "no query, no fragment");
+    assert_eq!(hop.response_code, Some(503));
+    assert_eq!(text(&hop.response_code_details).as_deref(), Some("upstream_reset"));
+    assert_eq!((hop.request_body_bytes, hop.response_body_bytes), (11, 22));
+    assert_eq!(text(&hop.tls_sni_hostname).as_deref(), Some("reviews"));
+    assert!(hop.downstream_tls);
+}
+
+#[test]
+fn a_tcp_entry() {
+    let entry = TcpAccessLogEntry {
+        common_properties: Some(AccessLogCommon { access_log_type: WireType::TcpConnectionEnd as i32, ..common() }),
+        connection_properties: Some(ConnectionProperties { received_bytes: 5, sent_bytes: 6 }),
+    };
+    let mut tally = Tally::default();
+    let hop = EntryDecoder::new().decode(EntryKind::Tcp, &entry.encode_to_vec(), &sidecar(), &mut tally);
+    let hop = hop.expect("valid").expect("terminal");
+    assert_eq!(hop.protocol, HopProtocol::Tcp);
+    assert_eq!((hop.request_body_bytes, hop.response_body_bytes), (5, 6));
+    assert_eq!((hop.method, hop.path, hop.response_code, hop.request_id), (None, None, None, None));
+}
+
+#[test]
+fn absent_is_not_zero() {
+    let mut entry = http();
+    entry.common_properties = Some(AccessLogCommon { start_time: common().start_time, ..Default::default() });
+    (entry.request, entry.response) = (None, None);
+    let (hop, tally) = kept(&entry);
+    assert_eq!(malformed(&tally), []);
+    assert_eq!(hop.timings, HopTimings::default());
+    assert_eq!(hop.access_log_type, AccessLogType::NotSet);
+    assert_eq!((hop.side, hop.upstream_cluster, hop.request_id, hop.stream_id), (None, None, None, None));
+    assert_eq!((hop.upstream_request_attempt_count, hop.response_code, hop.path), (None, None, None));
+    assert!(!hop.downstream_tls);
+    // A span of zero is a span.
+    let mut entry = http();
+    entry.common_properties.as_mut().expect("set").time_to_last_rx_byte = ns(0);
+    assert_eq!(kept(&entry).0.timings.time_to_last_rx_byte, Some(DurationNs::ZERO));
+}
+
+#[test]
+fn entries_that_cannot_be_used() {
+    let with = |f: fn(&mut HttpAccessLogEntry)| {
+        let mut entry = http();
+        f(&mut entry);
+        decode(&entry).0.expect_err("invalid")
+    };
+    assert_eq!(with(|e| e.common_properties = None), InvalidEntry::MissingCommonProperties);
+    assert_eq!(with(|e| e.common_properties.as_mut().expect("set").start_time = None), InvalidEntry::MissingStartTime);
+    assert_eq!(
+        with(|e| e.common_properties.as_mut().expect("set").start_time = Some(Timestamp { seconds: -1, nanos: 0 })),
+        InvalidEntry::InvalidStartTime
+    );
+    // Field 5 of `request`, with a byte that is no UTF-8.
+    let mut tally = Tally::default();
+    let bytes = [0x1a, 3, 0x2a, 1, 0xff];
+    let hop = EntryDecoder::new().decode(EntryKind::Http, &bytes, &sidecar(), &mut tally);
+    assert_eq!(hop, Err(InvalidEntry::Undecodable));
+}
+
+#[test]
+fn what_is_wrong_with_an_optional_field_is_counted_and_left_out() {
+    let mut entry = http();
+    let c = entry.common_properties.as_mut().expect("set");
+    c.time_to_last_rx_byte = Some(Duration { seconds: -1, nanos: 0 });
+    c.duration = Some(Duration { seconds: i64::MAX, nanos: 0 });
+    c.upstream_local_address = Some(Address { address: Some(address::Address::Pipe(Pipe::default())) });
+    c.upstream_remote_address = addr("not an address", 1);
+    entry.protocol_version = 99;
+    entry.request.as_mut().expect("set").request_method = -5;
+    entry.response.as_mut().expect("set").response_code = Some(UInt32Value { value: 100_000 });
+    let (hop, tally) = kept(&entry);
+    assert_eq!(
+        malformed(&tally),
+        [
+            ("invalid_duration", 2),
+            ("invalid_address", 1),
+            ("unsupported_address", 1),
+            ("invalid_response_code", 1),
+            ("unknown_number", 2)
+        ]
+    );
+    assert_eq!((hop.timings.time_to_last_rx_byte, hop.timings.duration), (None, None));
+    assert_eq!((hop.upstream_local_address, hop.upstream_remote_address), (None, None));
+    assert_eq!((hop.method, hop.response_code, hop.protocol), (None, None, HopProtocol::Http));
+    // Envoy's 0 for "no response began" is not malformed.
+    let mut entry = http();
+    entry.response.as_mut().expect("set").response_code = Some(UInt32Value { value: 0 });
+    let (hop, tally) = kept(&entry);
+    assert_eq!((hop.response_code, malformed(&tally)), (None, vec![]));
+}
+
+#[test]
+fn hostile_strings_are_cut_on_a_character() {
+    let mut entry = http();
+    let request = entry.request.as_mut().expect("set");
+    request.path = format!("/{}", "é".repeat(1_000_000));
+    request.authority = "a".repeat(1_000_000);
+    request.request_id = "i".repeat(1_000_000);
+    let (hop, tally) = kept(&entry);
+    assert_eq!(hop.path.map(|p| p.len()), Some(MAX_PATH - 1));
+    assert_eq!(hop.authority.map(|a| a.len()), Some(MAX_TEXT));
+    assert_eq!(hop.request_id.map(|r| r.0.len()), Some(MAX_ID));
+    assert_eq!(malformed(&tally), [("cut_string", 3)]);
+    // What follows the query's mark is never kept, whatever it looks like.
+    for (path, want) in [("?/a", None), ("/a#b?c", Some("/a")), ("*", Some("*")), ("http://h/p?q", Some("http://h/p"))]
+    {
+        let mut entry = http();
+        entry.request.as_mut().expect("set").path = path.to_owned();
+        assert_eq!(kept(&entry).0.path.as_deref(), want);
+    }
+}
+
+#[test]
+fn only_terminal_entries_are_kept_and_the_others_counted_by_type() {
+    for number in 0..20 {
+        let mut entry = http();
+        entry.common_properties.as_mut().expect("set").access_log_type = number;
+        let (hop, tally) = decode(&entry);
+        let terminal = matches!(number, 0 | 3 | 6);
+        assert_eq!(hop.expect("valid").is_some(), terminal, "{number}");
+        assert_eq!(tally.not_terminal.iter().sum::<u64>(), u64::from(!terminal), "{number}");
+        if let Ok(name) = WireType::try_from(number)
+            && !terminal
+        {
+            let counted = LogType::ALL.iter().find(|k| k.as_str() == name.as_str_name()).expect("named as Envoy does");
+            assert_eq!(tally.not_terminal[*counted as usize], 1);
+        }
+    }
+    let mut entry = http();
+    #[expect(deprecated, reason = "what Envoys before 1.26 send")]
+    let old = AccessLogCommon { access_log_type: 0, intermediate_log_entry: true, ..common() };
+    entry.common_properties = Some(old);
+    assert_eq!(decode(&entry).0, Ok(None));
+}
+
+#[test]
+fn strings_that_repeat_are_kept_once() {
+    let (mut decoder, mut tally) = (EntryDecoder::new(), Tally::default());
+    let bytes = http().encode_to_vec();
+    let mut one = || decoder.decode(EntryKind::Http, &bytes, &sidecar(), &mut tally).expect("valid").expect("terminal");
+    let (a, b) = (one(), one());
+    for (a, b) in [(a.upstream_cluster, b.upstream_cluster), (a.path, b.path), (a.method, b.method)] {
+        assert!(Arc::ptr_eq(&a.expect("set"), &b.expect("set")));
+    }
+}
+
+proptest! {
+    /// A valid entry with some of its bytes changed: kept, refused or not terminal, but never a panic.
+    #[test]
+    fn damaged_entries_are_survived(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let mut bytes = http().encode_to_vec();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let mut tally = Tally::default();
+        let hop = EntryDecoder::new().decode(EntryKind::Http, &bytes, &sidecar(), &mut tally);
+        if let Ok(Some(hop)) = hop {
+            prop_assert!(hop.path.is_none_or(|p| p.len() <= MAX_PATH));
+            prop_assert!(hop.timings.extent().is_none_or(|d| !d.is_negative()));
+        }
+    }
+}

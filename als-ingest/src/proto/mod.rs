@@ -1,0 +1,69 @@
+//! Envoy's wire types, and their conversion into the model: they go no further than this module.
+
+mod address;
+mod entry;
+mod flags;
+mod node;
+mod side;
+mod time;
+mod wire;
+
+pub(crate) use entry::{EntryDecoder, LogType};
+pub(crate) use node::{proxy_from_identifier, unknown_proxy};
+pub(crate) use wire::{EntryKind, Scan, entries, scan};
+
+use crate::stats::counted;
+
+counted! {
+    /// Why a whole message was skipped.
+    #[derive(thiserror::Error)]
+    #[error("{}", self.as_str())]
+    pub enum InvalidMessage {
+        /// Not a protobuf message, or a known field of another type.
+        Undecodable => "undecodable",
+    }
+}
+
+counted! {
+    /// Why an entry was skipped.
+    #[derive(thiserror::Error)]
+    #[error("{}", self.as_str())]
+    pub enum InvalidEntry {
+        /// Not a protobuf message, a known field of another type, or a string that is no UTF-8.
+        Undecodable => "undecodable",
+        /// No `common_properties`.
+        MissingCommonProperties => "missing_common_properties",
+        /// No `start_time`.
+        MissingStartTime => "missing_start_time",
+        /// A `start_time` outside of what 64 bits of nanoseconds hold, or before 1970.
+        InvalidStartTime => "invalid_start_time",
+    }
+}
+
+counted! {
+    /// What was wrong with an entry or a node that was kept all the same, the field left out or cut.
+    pub enum InvalidField {
+        /// An entry on a stream that did not say who sends it: kept under the node id `unknown~IP`.
+        MissingIdentifier => "missing_identifier",
+        /// An identifier that could not be decoded, or without a node.
+        InvalidIdentifier => "invalid_identifier",
+        /// A node without an id: `unknown~IP` stands in.
+        MissingNodeId => "missing_node_id",
+        /// Node metadata of another type than Istio's, or an address among it that is none.
+        InvalidNodeMetadata => "invalid_node_metadata",
+        /// More labels or addresses than are kept.
+        TooManyNodeValues => "too_many_node_values",
+        /// A span below zero, above one year, or with nanoseconds out of range.
+        InvalidDuration => "invalid_duration",
+        /// An address that is no IP address and port.
+        InvalidAddress => "invalid_address",
+        /// An address that is a pipe or internal to Envoy.
+        UnsupportedAddress => "unsupported_address",
+        /// A status code that HTTP does not have.
+        InvalidResponseCode => "invalid_response_code",
+        /// A number that this version of the API does not name (protocol or method).
+        UnknownNumber => "unknown_number",
+        /// A string longer than is kept: cut.
+        CutString => "cut_string",
+    }
+}

@@ -1,0 +1,75 @@
+//! The bound on what waits between the wire and the decoders.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// What a queued message costs beside its bytes: its place in the queue, and its share of a read buffer.
+const MESSAGE_OVERHEAD_BYTES: usize = 256;
+
+/// Room for undecoded messages, over all streams.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    max_bytes: usize,
+    max_entries: usize,
+    bytes: AtomicUsize,
+    entries: AtomicUsize,
+}
+
+/// Room that one message takes, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    budget: Arc<Budget>,
+    bytes: usize,
+    entries: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(max_bytes: usize, max_entries: usize) -> Arc<Self> {
+        Arc::new(Self { max_bytes, max_entries, bytes: AtomicUsize::new(0), entries: AtomicUsize::new(0) })
+    }
+
+    /// Room for a message, if there is any. A message larger than the whole budget is let in while nothing else waits:
+    /// it could never be otherwise.
+    pub(crate) fn acquire(self: &Arc<Self>, message_bytes: usize, entries: usize) -> Option<Permit> {
+        let bytes = message_bytes.saturating_add(MESSAGE_OVERHEAD_BYTES);
+        let bytes_before = self.bytes.fetch_add(bytes, Relaxed);
+        let entries_before = self.entries.fetch_add(entries, Relaxed);
+        // Dropped if the room is not there, which gives back what was just taken.
+        let permit = Permit { budget: Arc::clone(self), bytes, entries };
+        let alone = bytes_before == 0;
+        let fits = bytes_before.saturating_add(bytes) <= self.max_bytes
+            && entries_before.saturating_add(entries) <= self.max_entries;
+        (alone || fits).then_some(permit)
+    }
+
+    /// Bytes and entries that wait now.
+    pub(crate) fn used(&self) -> (usize, usize) {
+        (self.bytes.load(Relaxed), self.entries.load(Relaxed))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.budget.bytes.fetch_sub(self.bytes, Relaxed);
+        self.budget.entries.fetch_sub(self.entries, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_bounds_hold_and_room_comes_back() {
+        let budget = Budget::new(10_000, 10);
+        let first = budget.acquire(100, 6).expect("room");
+        assert!(budget.acquire(100, 6).is_none(), "too many entries");
+        assert!(budget.acquire(10_000, 1).is_none(), "too many bytes");
+        let second = budget.acquire(100, 4).expect("room");
+        assert_eq!(budget.used(), (2 * (100 + MESSAGE_OVERHEAD_BYTES), 10));
+        drop((first, second));
+        assert_eq!(budget.used(), (0, 0));
+        assert!(budget.acquire(1 << 20, 1_000).is_some(), "a giant alone");
+        assert_eq!(budget.used(), (0, 0));
+    }
+}

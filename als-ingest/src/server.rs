@@ -1,0 +1,194 @@
+//! The receiver's life: bind, serve, stop.
+
+use crate::decoder::AlsBatch;
+use crate::error::{BindError, ServeError};
+use crate::service::{AccessLogs, Outlet, Shared};
+use crate::settings::AlsSettings;
+use crate::stats::AlsStats;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Server, server::TcpIncoming};
+
+/// HTTP/2 windows: a stream may send this much, and a connection with all its streams that, before it has to wait for us to read. Envoy drops
+/// entries while it waits.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 8 << 20;
+
+/// Streams per connection. Envoy has one per worker, logger and type of entry.
+const MAX_STREAMS: u32 = 1024;
+
+/// After this much silence the kernel asks whether a peer is still there. HTTP/2's own pings would close the stream of an
+/// Envoy that is merely starved, which is one of the things to be measured.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// How long peers have to take note that the receiver is gone, once it is.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Pause after an accept that failed for want of descriptors or memory: there is nothing to do but wait.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A receiver that is bound, and not yet serving.
+#[derive(Debug)]
+pub struct AlsServer {
+    listener: TcpListener,
+    handle: AlsHandle,
+    finish: Finish,
+}
+
+/// What can be asked of a receiver while it serves, and after.
+#[derive(Clone, Debug)]
+pub struct AlsHandle {
+    shared: Arc<Shared>,
+    finished: watch::Receiver<bool>,
+    local_addr: SocketAddr,
+}
+
+/// Says that serving is over, also when the future that served was dropped.
+#[derive(Debug)]
+struct Finish {
+    shared: Arc<Shared>,
+    finished: watch::Sender<bool>,
+}
+
+impl Drop for Finish {
+    fn drop(&mut self) {
+        self.shared.close();
+        self.finished.send_replace(true);
+    }
+}
+
+impl AlsServer {
+    /// Takes the address. Connections queue in the kernel from here on; nothing reads them before
+    /// [`serve`](Self::serve).
+    ///
+    /// # Errors
+    /// If the port is taken or needs a privilege, or this machine does not have the address.
+    pub fn bind(addr: SocketAddr, settings: AlsSettings) -> Result<Self, BindError> {
+        let bound = TcpListener::bind(addr).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok((listener.local_addr()?, listener))
+        });
+        let (local_addr, listener) = bound.map_err(|source| BindError::new(addr, source))?;
+        let shared = Arc::new(Shared::new(settings));
+        let (finished, over) = watch::channel(false);
+        let handle = AlsHandle { shared: Arc::clone(&shared), finished: over, local_addr };
+        Ok(Self { listener, handle, finish: Finish { shared, finished } })
+    }
+
+    /// A handle to the receiver.
+    #[must_use]
+    pub fn handle(&self) -> AlsHandle {
+        self.handle.clone()
+    }
+
+    /// Receives until [`AlsHandle::stop`], and puts what comes into `sink`. Returns when everything received has been
+    /// taken from `sink` or its receiver is dropped; dropping this future ends the receiver at once.
+    ///
+    /// A `sink` that is full holds up the decoders, never the streams: what finds the queue before the decoders full is dropped and
+    /// counted.
+    ///
+    /// # Errors
+    /// If the runtime refuses the socket, or the gRPC server fails.
+    pub async fn serve(self, sink: mpsc::Sender<AlsBatch>) -> Result<AlsStats, ServeError> {
+        let Self { listener, handle, finish } = self;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Listener)?;
+        let (alive, mut decoding) = mpsc::channel(1);
+        finish.shared.set_outlet(Some(Outlet { sink, _alive: alive }));
+        // `stop` may have come first, in which case it found no outlet to take away.
+        if *finish.shared.closing.borrow() {
+            finish.shared.close();
+        }
+
+        let incoming = TcpIncoming::from(listener).with_keepalive(Some(KEEPALIVE)).with_nodelay(Some(true));
+        let (accepted, connections) = mpsc::channel(16);
+        let server = Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(MAX_STREAMS)
+            .add_service(AccessLogs::new(Arc::clone(&finish.shared)))
+            .serve_with_incoming_shutdown(ReceiverStream::new(connections), closed(&finish.shared));
+        let serving = async { tokio::join!(accept(incoming, &finish.shared, accepted), server).1 };
+        let goodbye = async {
+            closed(&finish.shared).await;
+            tokio::time::sleep(GOODBYE).await;
+        };
+        let result = tokio::select! {
+            result = serving => result.map_err(ServeError::Server),
+            // A peer that does not let go of its connection.
+            () = goodbye => Ok(()),
+        };
+
+        finish.shared.close();
+        let _: Option<std::convert::Infallible> = decoding.recv().await;
+        drop(finish);
+        result.map(|()| handle.stats())
+    }
+}
+
+impl AlsHandle {
+    /// Where the receiver listens: the port that the kernel chose, if port 0 was asked for.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// What was received so far.
+    #[must_use]
+    pub fn stats(&self) -> AlsStats {
+        self.shared.counters.snapshot(self.shared.budget.used())
+    }
+
+    /// Stops the receiver: goes on for `drain` (Envoy flushes its entries once a second), then ends all streams, decodes
+    /// what is queued and returns when that has been taken from the sink. The statistics are final then.
+    ///
+    /// Can be called again with a shorter `drain`, also while another call waits.
+    pub async fn stop(&self, drain: Duration) -> AlsStats {
+        let mut finished = self.finished.clone();
+        let early = tokio::time::timeout(drain, finished.wait_for(|&over| over)).await;
+        drop(early);
+        self.shared.close();
+        // An error says that the sender is gone, and with it the receiver.
+        drop(finished.wait_for(|&over| over).await);
+        self.stats()
+    }
+}
+
+/// Resolves when the receiver closes.
+fn closed(shared: &Shared) -> impl Future<Output = ()> + use<> {
+    let mut closing = shared.closing.subscribe();
+    async move {
+        // An error says that the sender is gone: closed as well.
+        drop(closing.wait_for(|&closing| closing).await);
+    }
+}
+
+/// Accepts connections until the receiver closes. tonic's own loop would spin where the process has no descriptor left.
+async fn accept(mut incoming: TcpIncoming, shared: &Shared, accepted: mpsc::Sender<io::Result<TcpStream>>) {
+    let accepting = async {
+        while let Some(connection) = incoming.next().await {
+            match connection {
+                Ok(connection) => {
+                    if accepted.send(Ok(connection)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    shared.counters.accept_errors.fetch_add(1, Relaxed);
+                    tracing::warn!(%error, "cannot accept a connection for access logs");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = closed(shared) => {}
+    }
+}

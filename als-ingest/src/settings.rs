@@ -1,0 +1,19 @@
+//! What can be set on the receiver.
+
+/// Limits of the receiver. The defaults hold about ten seconds of a busy node's entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AlsSettings {
+    /// Largest gRPC message that is taken, in bytes. Envoy sends about 16 KiB at a time plus its node; a larger message
+    /// than this ends its stream (Envoy opens another) and is counted.
+    pub max_message_bytes: usize,
+    /// Bytes of undecoded messages that may wait, over all streams.
+    pub queue_bytes: usize,
+    /// Undecoded entries that may wait, over all streams.
+    pub queue_entries: usize,
+}
+
+impl Default for AlsSettings {
+    fn default() -> Self {
+        Self { max_message_bytes: 16 << 20, queue_bytes: 64 << 20, queue_entries: 1 << 18 }
+    }
+}
