@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//
+// What happens on the TCP sockets of watched network namespaces, as records in one ring buffer.
+//
+// Four BTF tracepoints and no system call hook: tcp_sendmsg_locked (bytes are handed to TCP), sk_data_ready (bytes are
+// readable), sock_recv_length (a read returned), inet_sock_set_state (connect, accept, close). Kernel memory is read
+// by direct dereference only, so that this loads under lockdown=confidentiality too. The layout of the records is
+// decoded in src/event.rs; a test there and the `ABI` number below keep the two together.
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+#define MSG_PEEK 2
+
+// include/net/tcp_states.h; kernel ABI by way of the inet_sock_set_state tracepoint.
+#define TCP_ESTABLISHED 1
+#define TCP_SYN_SENT 2
+#define TCP_FIN_WAIT1 4
+#define TCP_CLOSE 7
+#define TCP_CLOSE_WAIT 8
+#define TCP_LAST_ACK 9
+#define TCP_LISTEN 10
+
+// Only what is read, relocated at load time to where the running kernel has it (CO-RE).
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+struct in6_addr {
+	union {
+		__u32 u6_addr32[4];
+	} in6_u;
+};
+struct ns_common {
+	unsigned int inum;
+};
+struct net {
+	struct ns_common ns;
+};
+typedef struct {
+	struct net *net;
+} possible_net_t;
+struct sock_common {
+	union {
+		struct {
+			__be32 skc_daddr;
+			__be32 skc_rcv_saddr;
+		};
+	};
+	union {
+		struct {
+			__be16 skc_dport;
+			__u16 skc_num;
+		};
+	};
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+	union {
+		unsigned long skc_flags;
+	};
+};
+struct sock {
+	struct sock_common __sk_common;
+	__u16 sk_protocol;
+};
+struct tcp_sock {
+	__u32 copied_seq;
+	__u32 write_seq;
+	__u32 rcv_nxt;
+	__u32 srtt_us;
+};
+struct iovec {
+	void *iov_base;
+	unsigned long iov_len;
+};
+struct iov_iter {
+	__u8 iter_type;
+	unsigned long iov_offset;
+	union {
+		struct {
+			union {
+				const struct iovec *__iov;
+				void *ubuf;
+			};
+			unsigned long count;
+		};
+	};
+};
+struct msghdr {
+	struct iov_iter msg_iter;
+};
+#pragma clang attribute pop
+
+enum iter_type {
+	ITER_UBUF,
+	ITER_IOVEC,
+};
+enum sock_flags {
+	SOCK_DONE = 1,
+};
+
+// Records. Every one begins with `struct record`; all integers are in the machine's byte order.
+#define ABI 1
+enum kind {
+	KIND_ANNOUNCE = 1, // which socket a cookie is
+	KIND_SEND = 2,	   // seq: write_seq, aux: bytes asked for
+	KIND_READY = 3,	   // seq: rcv_nxt, aux: copied_seq
+	KIND_RECV = 4,	   // seq: copied_seq, aux: bytes read
+	KIND_STATE = 5,	   // seq: write_seq, aux: old state << 8 | new state
+};
+#define FLAG_FIN 1 // seq is one more than the data's end: the FIN's number is in it
+
+struct record {
+	__u64 cookie;
+	__u64 at;	 // CLOCK_MONOTONIC, ns
+	__u32 counter;	 // place among the socket's records, announcements left out
+	__u8 kind;
+	__u8 flags;
+	__u16 prefix_len; // bytes of the payload that follow
+	__u32 tgid;	 // in whose context; 0 for ready and state, which run in anybody's
+	__u32 seq;
+	__u32 aux;
+	__u32 srtt_us;	 // as the kernel keeps it: shifted left by 3
+};
+
+struct announcement {
+	struct record head; // aux: the socket's state
+	__u32 netns;
+	__u16 family;
+	__u16 local_port;  // host byte order, as skc_num is
+	__u16 remote_port; // host byte order
+	__u16 unused[3];
+	__u32 local[4]; // network byte order; IPv4 in the first word
+	__u32 remote[4];
+};
+
+// What is remembered of a socket. Members that run under different locks are apart, so that none is lost.
+struct socket_state {
+	__u64 cookie;
+	__u32 counter;
+	__u32 generation; // of the watched set in which `watched` was decided
+	__u32 send_start; // of the last send call
+	__u32 send_end;
+	__u32 ready_nxt; // rcv_nxt last reported
+	__u32 recv_seq;	 // copied_seq last reported
+	__u8 watched;
+	__u8 announced;
+	__u8 has_send;
+	__u8 has_ready;
+	__u8 turned; // the next send is the first after bytes came in
+	__u8 tls;    // the last prefix was a TLS record: a large prefix tells nothing more
+	__u8 unused[2];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_state);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32); // inode number of the network namespace
+	__type(value, __u8);
+} watched SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 24);
+} ring SEC(".maps");
+
+enum count {
+	COUNT_EMITTED,		   // records in the ring, announcements among them
+	COUNT_LOST,		   // records that found the ring full: each is a gap in its socket's counter
+	COUNT_ANNOUNCE_LATE,	   // announcements that found it full: made up for at the socket's next record
+	COUNT_UNTRACKED,	   // records for which the socket's state could not be allocated
+	COUNTS,
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, COUNTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counts SEC(".maps");
+
+// Watch every namespace. Set before loading.
+const volatile __u8 watch_all = 0;
+const volatile __u32 abi = ABI;
+// Changed by user space after every change of the watched set, so that sockets decide anew. Begins at 1.
+volatile __u32 generation = 1;
+
+// The hash of this file, as the build found it: a test compares the two.
+#ifdef SOURCE_SHA256
+const char source_sha256[] SEC("meshdiff.source") __attribute__((used)) = SOURCE_SHA256;
+#endif
+char _license[] SEC("license") = "GPL";
+
+static __always_inline void count(__u32 slot)
+{
+	__u64 *value = bpf_map_lookup_elem(&counts, &slot);
+
+	// Atomic although per CPU: a softirq can interrupt a probe that runs in a process.
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
+
+static __always_inline int is_watched(struct sock *sk)
+{
+	__u32 netns;
+
+	if (watch_all)
+		return 1;
+	netns = sk->__sk_common.skc_net.net->ns.inum;
+	return bpf_map_lookup_elem(&watched, &netns) != NULL;
+}
+
+// The socket's state, or NULL if it is not to be recorded. `create` says whether a socket without one gets one.
+static __always_inline struct socket_state *state_of(struct sock *sk, int create)
+{
+	struct socket_state *st;
+	__u16 family = sk->__sk_common.skc_family;
+	__u32 now = generation;
+
+	if (family != AF_INET && family != AF_INET6)
+		return NULL;
+	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (st) {
+		if (st->generation != now) {
+			st->watched = is_watched(sk);
+			st->generation = now;
+		}
+		return st->watched ? st : NULL;
+	}
+	if (!create || sk->sk_protocol != IPPROTO_TCP || sk->__sk_common.skc_state == TCP_LISTEN || !is_watched(sk))
+		return NULL;
+	st = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st) {
+		count(COUNT_UNTRACKED);
+		return NULL;
+	}
+	// Two processors may come here at once; both write the same.
+	st->cookie = bpf_get_socket_cookie(sk);
+	st->generation = now;
+	st->turned = 1;
+	st->watched = 1;
+	return st;
+}
+
+static __always_inline void fill(struct record *r, struct socket_state *st, __u64 at, __u32 counter, __u8 kind)
+{
+	r->cookie = st->cookie;
+	r->at = at;
+	r->counter = counter;
+	r->kind = kind;
+	r->flags = 0;
+	r->prefix_len = 0;
+}
+
+static __noinline void announce(struct sock *sk, struct socket_state *st, __u32 state)
+{
+	struct announcement *a;
+	__u16 family = sk->__sk_common.skc_family;
+	int i;
+
+	if (!st)
+		return;
+	a = bpf_ringbuf_reserve(&ring, sizeof(*a), 0);
+	if (!a) {
+		count(COUNT_ANNOUNCE_LATE);
+		return;
+	}
+	fill(&a->head, st, bpf_ktime_get_ns(), 0, KIND_ANNOUNCE);
+	a->head.tgid = 0;
+	a->head.seq = 0;
+	a->head.aux = state;
+	a->head.srtt_us = 0;
+	a->netns = sk->__sk_common.skc_net.net->ns.inum;
+	a->family = family;
+	a->local_port = sk->__sk_common.skc_num;
+	a->remote_port = __builtin_bswap16(sk->__sk_common.skc_dport);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+	a->remote_port = sk->__sk_common.skc_dport;
+#endif
+	a->unused[0] = a->unused[1] = a->unused[2] = 0;
+	if (family == AF_INET6 && bpf_core_field_exists(sk->__sk_common.skc_v6_daddr)) {
+#pragma unroll
+		for (i = 0; i < 4; i++) {
+			a->local[i] = sk->__sk_common.skc_v6_rcv_saddr.in6_u.u6_addr32[i];
+			a->remote[i] = sk->__sk_common.skc_v6_daddr.in6_u.u6_addr32[i];
+		}
+	} else {
+		a->local[0] = sk->__sk_common.skc_rcv_saddr;
+		a->remote[0] = sk->__sk_common.skc_daddr;
+#pragma unroll
+		for (i = 1; i < 4; i++)
+			a->local[i] = a->remote[i] = 0;
+	}
+	bpf_ringbuf_submit(a, BPF_RB_NO_WAKEUP);
+	count(COUNT_EMITTED);
+	st->announced = 1;
+}
+
+// One record without payload.
+static __always_inline void emit(struct socket_state *st, struct tcp_sock *tp, __u8 kind, __u8 flags, __u32 tgid,
+				 __u32 seq, __u32 aux)
+{
+	__u64 at = bpf_ktime_get_ns();
+	__u32 counter = __sync_fetch_and_add(&st->counter, 1);
+	struct record *r = bpf_ringbuf_reserve(&ring, sizeof(*r), 0);
+
+	if (!r) {
+		count(COUNT_LOST);
+		return;
+	}
+	fill(r, st, at, counter, kind);
+	r->flags = flags;
+	r->tgid = tgid;
+	r->seq = seq;
+	r->aux = aux;
+	r->srtt_us = tp->srtt_us;
+	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+	count(COUNT_EMITTED);
+}
+
+// One send with up to SIZE bytes of its payload. The size must be a constant for the verifier: hence the classes.
+#define EMIT_SEND(SIZE)                                                                                               \
+	do {                                                                                                          \
+		struct {                                                                                              \
+			struct record head;                                                                           \
+			__u8 prefix[SIZE];                                                                            \
+		} *r = bpf_ringbuf_reserve(&ring, sizeof(*r), 0);                                                     \
+		__u64 n = want;                                                                                       \
+                                                                                                                      \
+		if (!r) {                                                                                             \
+			count(COUNT_LOST);                                                                            \
+			return 0;                                                                                     \
+		}                                                                                                     \
+		/* clang 14 forgets the bound of a value that it keeps in another register. */                        \
+		asm volatile("" : "+r"(n));                                                                           \
+		if (n > SIZE)                                                                                         \
+			n = SIZE;                                                                                     \
+		asm volatile("" : "+r"(n));                                                                           \
+		fill(&r->head, st, at, counter, KIND_SEND);                                                           \
+		r->head.tgid = tgid;                                                                                  \
+		r->head.seq = seq;                                                                                    \
+		r->head.aux = left;                                                                                   \
+		r->head.srtt_us = tp->srtt_us;                                                                        \
+		if (bpf_probe_read_user(r->prefix, n, base) == 0) {                                                   \
+			r->head.prefix_len = n;                                                                       \
+			st->tls = n >= 3 && r->prefix[0] >= 20 && r->prefix[0] <= 23 && r->prefix[1] == 3;            \
+		}                                                                                                     \
+		bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);                                                              \
+		count(COUNT_EMITTED);                                                                                 \
+		return 0;                                                                                             \
+	} while (0)
+
+SEC("tp_btf/tcp_sendmsg_locked")
+int on_send(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct msghdr *msg = (struct msghdr *)ctx[1];
+	struct socket_state *st = state_of(sk, 1);
+	__u32 seq, left, end, counter, tgid;
+	__u64 at, want, offset;
+	struct tcp_sock *tp;
+	void *base = NULL;
+	__u8 type;
+	int user;
+
+	if (!st)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	seq = tp->write_seq;
+	left = (__u32)msg->msg_iter.count;
+	end = seq + left;
+	type = msg->msg_iter.iter_type;
+	offset = msg->msg_iter.iov_offset;
+	user = type == bpf_core_enum_value(enum iter_type, ITER_UBUF) ||
+	       type == bpf_core_enum_value(enum iter_type, ITER_IOVEC);
+
+	// The tracepoint fires for every piece that one call copies, and again after every wait for memory; only the first
+	// marks the send. Within a call the end stays (what the number gains, the iterator loses). A second call can have
+	// the same end too, when it offers the rest of a partial write: it begins at its iterator's beginning. (A call whose
+	// piece ended exactly with one of its iovecs looks like that; it is then reported twice, which is no lie: bytes from
+	// there on were handed over by then.) In-kernel iterators (sendfile) have page boundaries everywhere, so there the
+	// end alone decides. A call that offers again what the last one could not place at all changes nothing.
+	if (st->has_send && end == st->send_end && (seq == st->send_start || !user || offset))
+		return 0;
+	st->send_start = seq;
+	st->send_end = end;
+	st->has_send = 1;
+
+	if (!st->announced)
+		announce(sk, st, sk->__sk_common.skc_state);
+	tgid = bpf_get_current_pid_tgid() >> 32;
+
+	want = 0;
+	if (user) {
+		if (type == bpf_core_enum_value(enum iter_type, ITER_UBUF)) {
+			base = msg->msg_iter.ubuf;
+			want = left;
+		} else {
+			const struct iovec *iov = msg->msg_iter.__iov;
+
+			base = iov->iov_base;
+			want = iov->iov_len - offset;
+			if (want > left)
+				want = left;
+		}
+		base += offset;
+		if (!st->turned || st->tls) {
+			if (want > 32)
+				want = 32;
+		}
+	}
+	st->turned = 0;
+	if (!want) {
+		emit(st, tp, KIND_SEND, 0, tgid, seq, left);
+		return 0;
+	}
+	at = bpf_ktime_get_ns();
+	counter = __sync_fetch_and_add(&st->counter, 1);
+	if (want <= 32)
+		EMIT_SEND(32);
+	if (want <= 128)
+		EMIT_SEND(128);
+	if (want <= 256)
+		EMIT_SEND(256);
+	EMIT_SEND(512);
+}
+
+// True once the peer's FIN is in rcv_nxt: tcp_fin() alone sets SOCK_DONE.
+static __always_inline int fin_received(struct sock *sk)
+{
+	return (sk->__sk_common.skc_flags >> bpf_core_enum_value(enum sock_flags, SOCK_DONE)) & 1;
+}
+
+SEC("tp_btf/sk_data_ready")
+int on_ready(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	struct socket_state *st = state_of(sk, 1);
+	struct tcp_sock *tp;
+	__u32 nxt;
+
+	if (!st)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	nxt = tp->rcv_nxt;
+	if (st->has_ready && st->ready_nxt == nxt)
+		return 0;
+	st->ready_nxt = nxt;
+	st->has_ready = 1;
+	st->turned = 1;
+	if (!st->announced)
+		announce(sk, st, sk->__sk_common.skc_state);
+	emit(st, tp, KIND_READY, fin_received(sk) ? FLAG_FIN : 0, 0, nxt, tp->copied_seq);
+	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int on_recv(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	int len = (int)ctx[1], flags = (int)ctx[2];
+	struct socket_state *st;
+	struct tcp_sock *tp;
+	__u32 copied, tgid;
+
+	if (len < 0 || (flags & MSG_PEEK))
+		return 0;
+	st = state_of(sk, 1);
+	if (!st)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	copied = tp->copied_seq;
+	// A read of nothing counts once, when it takes the FIN's number.
+	if (len == 0 && (copied == st->recv_seq || !fin_received(sk)))
+		return 0;
+	st->recv_seq = copied;
+	if (!st->announced)
+		announce(sk, st, sk->__sk_common.skc_state);
+	tgid = bpf_get_current_pid_tgid() >> 32;
+	emit(st, tp, KIND_RECV, fin_received(sk) && copied == tp->rcv_nxt ? FLAG_FIN : 0, tgid, copied, len);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int on_state(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	int old = (int)ctx[1], new = (int)ctx[2];
+	struct socket_state *st;
+	struct tcp_sock *tp;
+
+	// SYN_RECV is a child that has no address yet, LISTEN carries no bytes; the others say nothing that is used.
+	if (old == TCP_LISTEN || (new != TCP_SYN_SENT && new != TCP_ESTABLISHED && new != TCP_FIN_WAIT1 &&
+				  new != TCP_CLOSE_WAIT && new != TCP_LAST_ACK && new != TCP_CLOSE))
+		return 0;
+	if (sk->sk_protocol != IPPROTO_TCP)
+		return 0;
+	st = state_of(sk, new != TCP_CLOSE);
+	if (!st)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	// A connecting socket has no local port yet (tcp_v4_connect binds after it sets the state). A closed one has lost
+	// its addresses.
+	if (!st->announced && new != TCP_SYN_SENT && new != TCP_CLOSE)
+		announce(sk, st, new);
+	emit(st, tp, KIND_STATE, 0, 0, tp->write_seq, old << 8 | new);
+	return 0;
+}

@@ -1,0 +1,241 @@
+//! Message assembly: from a socket's events to [`Message`]s and [`Socket`]s. Pure: no clock, no kernel, no thread.
+//!
+//! # What is known of a send's end
+//!
+//! A send says where it begins and how much it *asked* to send; a non-blocking socket may take less. The next send's beginning
+//! tells the truth, so an egress message stays open until then (or until the socket stops sending, which carries the
+//! truth too, or until it grows old), and ends at the smaller of what was asked and where the next one began. Only a message that grew
+//! old before may overstate its end, by bytes that the next message then holds too.
+//!
+//! # What is known after a loss
+//!
+//! A lost event may have been of any kind and direction: both directions are cut, and the next message of each says
+//! `gap_before`. The first messages of a socket whose beginning was not seen say so too. In a message with `gap_before`, the first
+//! ready (and the first recv) is a bound for all bytes before it; from there on, and in every other message, they are exact.
+//!
+//! # Reads that come late
+//!
+//! Bytes that are not read when their message is over keep it waiting, one message per socket. If the next one is over too before
+//! they are read, or it grows old, the message is emitted without; the instants of those reads are then in a later message of
+//! the direction, whose range may begin before its own bytes (at the first byte that was unread).
+
+mod open;
+mod reorder;
+mod socket;
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;
+
+use crate::event::{RawEvent, RawKind};
+use meshdiff_model::{DurationNs, Message, MonotonicNs, Socket, SocketCookie};
+use reorder::{Next, Put};
+use rustc_hash::FxHashMap;
+use socket::{Event, SocketState};
+
+/// Takes what assembly makes.
+pub trait Sink {
+    /// A finished message. Messages of one direction of a socket come in order.
+    fn message(&mut self, message: Message);
+    /// The state of a socket: soon after it was seen first, again from time to time while it changes, and at its end. A later one of the
+    /// same cookie supersedes an earlier one.
+    fn socket(&mut self, socket: Socket);
+}
+
+/// A [`Sink`] that keeps everything.
+#[derive(Clone, Debug, Default)]
+pub struct Collected {
+    /// Messages, in the order in which they were finished.
+    pub messages: Vec<Message>,
+    /// Sockets; later ones of a cookie supersede earlier ones.
+    pub sockets: Vec<Socket>,
+}
+
+impl Sink for Collected {
+    fn message(&mut self, message: Message) {
+        self.messages.push(message);
+    }
+    fn socket(&mut self, socket: Socket) {
+        self.sockets.push(socket);
+    }
+}
+
+/// Bounds of message assembly.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Instants kept in each list of a message.
+    pub instants: usize,
+    /// Age at which an open message is emitted as it is; the bytes after it make a new one.
+    pub max_age: DurationNs,
+    /// Events of one socket that may wait for one that is missing.
+    pub held_events: usize,
+    /// How long a closed socket is kept for the reads that are still to come (a socket can be read after it is closed to TCP).
+    pub linger: DurationNs,
+    /// How often an open socket's state is emitted, if it changed.
+    pub socket_interval: DurationNs,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            instants: 16,
+            max_age: DurationNs::from_millis(1_000),
+            held_events: 64,
+            linger: DurationNs::from_millis(2_000),
+            socket_interval: DurationNs::from_millis(10_000),
+        }
+    }
+}
+
+/// What assembly counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AssemblyStats {
+    /// Events that were put in, announcements left out.
+    pub events: u64,
+    /// Events that never came: gaps in the sockets' counters.
+    pub lost_events: u64,
+    /// Events that came after they had been given up, or twice. They are not used.
+    pub late_events: u64,
+    /// Messages that were emitted.
+    pub messages: u64,
+    /// Sockets that ended without ever having been announced: their messages have no [`Socket`].
+    pub unidentified_sockets: u64,
+}
+
+/// Makes messages of events.
+#[derive(Debug)]
+pub struct Assembler {
+    limits: Limits,
+    sockets: FxHashMap<SocketCookie, Box<SocketState>>,
+    /// Sockets with waiting events.
+    waiting: Vec<SocketCookie>,
+    tick: u64,
+    next_scan: MonotonicNs,
+    stats: AssemblyStats,
+}
+
+/// How often all sockets are looked at for what grew old.
+const SCAN_INTERVAL: DurationNs = DurationNs::from_millis(100);
+
+impl Assembler {
+    /// An assembler that has seen nothing. It must see every record since the probes were loaded: what came before counts as lost.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            sockets: FxHashMap::default(),
+            waiting: Vec::new(),
+            tick: 0,
+            next_scan: MonotonicNs(0),
+            stats: AssemblyStats::default(),
+        }
+    }
+
+    /// Takes one record.
+    pub fn push(&mut self, event: &RawEvent<'_>, sink: &mut impl Sink) {
+        let socket = self.sockets.entry(event.socket).or_insert_with(|| Box::new(SocketState::new(event.socket)));
+        if let RawKind::Announce(identity) = event.kind {
+            socket.identify(identity, event.at);
+            return;
+        }
+        let Some(owned) = Event::from_raw(event) else { return };
+        self.stats.events += 1;
+        let mut out = Output { sink, limits: &self.limits, stats: &mut self.stats };
+        if socket.order.pass(owned.counter) {
+            socket.apply(owned, &mut out);
+            return;
+        }
+        let was_waiting = socket.order.is_waiting();
+        match socket.order.put(owned, self.tick) {
+            Put::Late => out.stats.late_events += 1,
+            Put::Ready | Put::Waits => {
+                socket.catch_up(self.tick, &mut out);
+                if !was_waiting && socket.order.is_waiting() {
+                    self.waiting.push(event.socket);
+                }
+            }
+        }
+    }
+
+    /// Gives up on events that did not come, and emits what grew old. To be called after every drain of the ring.
+    pub fn tick(&mut self, now: MonotonicNs, sink: &mut impl Sink) {
+        self.tick += 1;
+        let mut out = Output { sink, limits: &self.limits, stats: &mut self.stats };
+        let (sockets, tick) = (&mut self.sockets, self.tick);
+        self.waiting.retain(|cookie| {
+            let Some(socket) = sockets.get_mut(cookie) else { return false };
+            socket.catch_up(tick, &mut out);
+            socket.order.is_waiting()
+        });
+        if now < self.next_scan {
+            return;
+        }
+        self.next_scan = now.offset(SCAN_INTERVAL);
+        sockets.retain(|_, socket| {
+            socket.age(now, &mut out);
+            let gone = socket.is_gone(now, &self.limits);
+            if gone {
+                socket.finish(&mut out);
+            } else {
+                socket.report(now, &mut out);
+            }
+            !gone
+        });
+    }
+
+    /// Emits everything that is open, in order of cookie. The assembler is empty afterwards.
+    pub fn finish(&mut self, sink: &mut impl Sink) {
+        let mut out = Output { sink, limits: &self.limits, stats: &mut self.stats };
+        let mut sockets: Vec<_> = self.sockets.drain().collect();
+        sockets.sort_unstable_by_key(|(cookie, _)| *cookie);
+        for (_, mut socket) in sockets {
+            socket.catch_up(u64::MAX, &mut out);
+            socket.finish(&mut out);
+        }
+        self.waiting.clear();
+    }
+
+    /// Sockets that are remembered.
+    #[must_use]
+    pub fn open_sockets(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub const fn stats(&self) -> AssemblyStats {
+        self.stats
+    }
+}
+
+/// Where a socket's results go.
+struct Output<'a, S> {
+    sink: &'a mut S,
+    limits: &'a Limits,
+    stats: &'a mut AssemblyStats,
+}
+
+impl<S: Sink> Output<'_, S> {
+    fn message(&mut self, message: Option<Message>) {
+        if let Some(message) = message {
+            self.stats.messages += 1;
+            self.sink.message(message);
+        }
+    }
+}
+
+impl SocketState {
+    /// Applies what is in its turn, or was waited for in vain.
+    fn catch_up(&mut self, tick: u64, out: &mut Output<'_, impl Sink>) {
+        while let Some(next) = self.order.take(tick, out.limits.held_events) {
+            match next {
+                Next::Event(event) => self.apply(event, out),
+                Next::Lost(events) => {
+                    out.stats.lost_events += u64::from(events);
+                    self.gap(events, out);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A message that is still growing.
+
+use meshdiff_model::{Content, Direction, Message, MonotonicNs, SeqInstant, SeqNo, SeqRange, SocketCookie};
+
+/// Instants in order, at most `limit` of them: the first ones and the last one stay, those between are counted.
+#[derive(Debug, Default)]
+pub(super) struct Instants {
+    list: Vec<SeqInstant>,
+    elided: u32,
+}
+
+impl Instants {
+    pub(super) fn push(&mut self, instant: SeqInstant, limit: usize) {
+        if self.list.len() < limit.max(1) {
+            self.list.push(instant);
+        } else if let Some(last) = self.list.last_mut() {
+            *last = instant;
+            self.elided = self.elided.saturating_add(1);
+        }
+    }
+    pub(super) fn last(&self) -> Option<SeqInstant> {
+        self.list.last().copied()
+    }
+    /// Drops the last ones as long as `pred` holds for them.
+    fn drop_last_while(&mut self, pred: impl Fn(SeqInstant) -> bool) {
+        while self.list.last().is_some_and(|i| pred(*i)) {
+            self.list.pop();
+        }
+    }
+}
+
+/// A message that is still growing, in one direction.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) start: SeqNo,
+    /// Egress: the end of what the last send asked for. Ingress: the end of what is known to have arrived.
+    pub(super) end: SeqNo,
+    pub(super) first_at: MonotonicNs,
+    /// Egress.
+    pub(super) sends: Instants,
+    /// Ingress.
+    pub(super) readies: Instants,
+    /// Ingress.
+    pub(super) recvs: Instants,
+    pub(super) gap_before: bool,
+    pub(super) content: Content,
+    pub(super) head_end: Option<SeqNo>,
+}
+
+impl Open {
+    pub(super) fn new(range: SeqRange, at: MonotonicNs, gap_before: bool) -> Self {
+        Self {
+            start: range.start,
+            end: range.end,
+            first_at: at,
+            sends: Instants::default(),
+            readies: Instants::default(),
+            recvs: Instants::default(),
+            gap_before,
+            content: Content::Unknown,
+            head_end: None,
+        }
+    }
+
+    /// Egress: cuts the end back to what TCP took, when that turns out to be less than the last send asked for.
+    pub(super) fn truncate(&mut self, end: SeqNo) {
+        if end.before(self.end) && !end.before(self.start) && self.sends.last().is_some_and(|s| !end.before(s.seq)) {
+            self.end = end;
+            // A send of which nothing was taken sent nothing. What it said of its bytes goes with it.
+            self.sends.drop_last_while(|s| s.seq == end);
+            self.head_end = self.head_end.filter(|h| !end.before(*h));
+        }
+    }
+
+    /// True if all of it was read.
+    pub(super) fn is_read(&self) -> bool {
+        self.recvs.last().is_some_and(|r| !r.seq.before(self.end))
+    }
+
+    /// The finished message; `None` if it holds nothing.
+    pub(super) fn finish(self, socket: SocketCookie, direction: Direction) -> Option<Message> {
+        let seq = SeqRange { start: self.start, end: self.end };
+        let empty = self.sends.list.is_empty() && self.readies.list.is_empty() && self.recvs.list.is_empty();
+        if seq.is_empty() || empty {
+            return None;
+        }
+        Some(Message {
+            socket,
+            direction,
+            seq,
+            elided: self.sends.elided.saturating_add(self.readies.elided).saturating_add(self.recvs.elided),
+            sends: self.sends.list,
+            readies: self.readies.list,
+            recvs: self.recvs.list,
+            gap_before: self.gap_before,
+            content: self.content,
+            head_end: self.head_end,
+        })
+    }
+}

@@ -1,0 +1,405 @@
+//! One socket: its life, and the messages that are open on it.
+
+use super::open::Open;
+use super::reorder::Reorder;
+use super::{Limits, Output, Sink};
+use crate::event::{Identity, RawEvent, RawKind};
+use crate::recognise::{Recognised, recognise};
+use meshdiff_model::{
+    Content, Direction, DurationNs, MonotonicNs, SeqInstant, SeqNo, SeqRange, Socket, SocketCookie, TcpState, Tgid,
+};
+
+/// An event that owns what it says.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) counter: u32,
+    pub(super) at: MonotonicNs,
+    pub(super) tgid: Tgid,
+    pub(super) srtt: Option<DurationNs>,
+    pub(super) kind: EventKind,
+}
+
+impl Event {
+    /// The event without what it borrows; `None` for an announcement, which is none.
+    pub(super) fn from_raw(event: &RawEvent<'_>) -> Option<Self> {
+        let kind = match event.kind {
+            RawKind::Announce(_) => return None,
+            RawKind::Send { seq, len, prefix } => EventKind::Send { seq, len, found: recognise(prefix) },
+            RawKind::Ready { rcv_nxt, copied_seq, fin } => {
+                EventKind::Ready { end: before_fin(rcv_nxt, fin), copied_seq }
+            }
+            RawKind::Recv { copied_seq, len, fin } => EventKind::Recv { end: before_fin(copied_seq, fin), len },
+            RawKind::State { old: _, new, write_seq } => EventKind::State { new, write_seq },
+        };
+        Some(Self { counter: event.counter, at: event.at, tgid: event.tgid, srtt: event.srtt, kind })
+    }
+}
+
+/// The end of the data: a FIN takes a number of its own, which is no byte's.
+const fn before_fin(seq: SeqNo, fin: bool) -> SeqNo {
+    if fin { SeqNo(seq.0.wrapping_sub(1)) } else { seq }
+}
+
+/// What happened. Ends are the data's: a FIN's number is taken off.
+#[derive(Debug)]
+pub(super) enum EventKind {
+    Send { seq: SeqNo, len: u32, found: Option<Recognised> },
+    Ready { end: SeqNo, copied_seq: SeqNo },
+    Recv { end: SeqNo, len: u32 },
+    State { new: TcpState, write_seq: SeqNo },
+}
+
+/// What is remembered of a socket.
+#[derive(Debug)]
+pub(super) struct SocketState {
+    cookie: SocketCookie,
+    pub(super) order: Reorder,
+    identity: Option<Identity>,
+    owner: Option<Tgid>,
+    connect_start: Option<MonotonicNs>,
+    established: Option<MonotonicNs>,
+    closed: Option<MonotonicNs>,
+    /// First and last event; `None` before the first one.
+    seen: Option<(MonotonicNs, MonotonicNs)>,
+    srtt: Option<DurationNs>,
+    lost: u64,
+
+    egress: Sending,
+    ingress: Receiving,
+
+    /// When its state was emitted last.
+    reported: Option<MonotonicNs>,
+    /// Something changed since.
+    changed: bool,
+}
+
+/// The direction in which the socket sends.
+#[derive(Debug)]
+struct Sending {
+    open: Option<Open>,
+    /// The next send begins a turn.
+    turned: bool,
+    /// Events may be missing before the next message.
+    gap: bool,
+}
+
+/// The direction in which it receives.
+#[derive(Debug)]
+struct Receiving {
+    open: Option<Open>,
+    /// A message that is over but not read to its end.
+    unread: Option<Open>,
+    /// The next bytes begin a turn.
+    turned: bool,
+    gap: bool,
+    /// End of what is known to have arrived.
+    end: Option<SeqNo>,
+    /// End of what is known to have been read.
+    read: Option<SeqNo>,
+}
+
+impl SocketState {
+    pub(super) const fn new(cookie: SocketCookie) -> Self {
+        Self {
+            cookie,
+            order: Reorder::new(),
+            identity: None,
+            owner: None,
+            connect_start: None,
+            established: None,
+            closed: None,
+            seen: None,
+            srtt: None,
+            lost: 0,
+            // Until the socket's beginning is seen, anything may have come before.
+            egress: Sending { open: None, turned: false, gap: true },
+            ingress: Receiving { open: None, unread: None, turned: false, gap: true, end: None, read: None },
+            reported: None,
+            changed: false,
+        }
+    }
+
+    pub(super) fn identify(&mut self, identity: Identity, at: MonotonicNs) {
+        self.changed |= self.identity != Some(identity);
+        self.identity = Some(identity);
+        self.see(at);
+    }
+
+    fn see(&mut self, at: MonotonicNs) {
+        self.seen = Some(self.seen.map_or((at, at), |(first, last)| (first.min(at), last.max(at))));
+        self.changed = true;
+    }
+
+    pub(super) fn apply(&mut self, event: Event, out: &mut Output<'_, impl Sink>) {
+        self.see(event.at);
+        self.srtt = event.srtt.or(self.srtt);
+        match event.kind {
+            EventKind::Send { seq, len, found } => {
+                self.owner = Some(event.tgid);
+                self.send(SeqInstant { seq, at: event.at }, len, found, out);
+            }
+            EventKind::Ready { end, copied_seq } => self.ready(SeqInstant { seq: end, at: event.at }, copied_seq, out),
+            EventKind::Recv { end, len } => {
+                self.owner = Some(event.tgid);
+                self.recv(SeqInstant { seq: end, at: event.at }, len, out);
+            }
+            EventKind::State { new, write_seq } => self.state(new, write_seq, event.at, out),
+        }
+    }
+
+    fn send(&mut self, begin: SeqInstant, len: u32, found: Option<Recognised>, out: &mut Output<'_, impl Sink>) {
+        let end = begin.seq.advance(len);
+        if let Some(open) = &mut self.egress.open {
+            if let Some(last) = open.sends.last()
+                && last.seq == begin.seq
+            {
+                // The same bytes are offered again, TCP took none of them before. They count from the first offer: what they
+                // waited for since is TCP's.
+                open.end = end;
+                self.egress.turned = false;
+                return;
+            }
+            open.truncate(begin.seq);
+            // Bytes that no event spoke of (a way to send that the probes do not see) are a gap like any other.
+            self.egress.gap |= open.end != begin.seq;
+        }
+        let cut = self.egress.gap || self.egress.turned || self.is_new_head(found.as_ref());
+        let response_fits =
+            self.egress.turned || self.egress.open.as_ref().is_some_and(|o| o.content.is_interim_response());
+        if cut {
+            self.close_egress(out);
+        }
+        let gap = &mut self.egress.gap;
+        let open = self.egress.open.get_or_insert_with(|| {
+            let mut open = Open::new(SeqRange { start: begin.seq, end }, begin.at, std::mem::take(gap));
+            if let Some(found) = found.filter(|f| response_fits || !matches!(f.content, Content::Http1Response { .. }))
+            {
+                open.head_end = found.head_len.map(|len| begin.seq.advance(len));
+                open.content = found.content;
+            }
+            open
+        });
+        open.end = end;
+        open.sends.push(begin, out.limits.instants);
+        self.egress.turned = false;
+
+        // The conversation turns: what came in before is over.
+        self.ingress.turned = true;
+        if self.ingress.open.as_ref().is_some_and(Open::is_read) {
+            self.close_ingress(out);
+        }
+    }
+
+    /// True if what was found begins a message of its own, also within a turn.
+    fn is_new_head(&self, found: Option<&Recognised>) -> bool {
+        let (Some(found), Some(open)) = (found, &self.egress.open) else { return false };
+        match &found.content {
+            Content::Unknown => false,
+            Content::Http1Request { .. } | Content::Http2Preface => true,
+            // A body can begin like a response; a response that follows an interim one is one.
+            Content::Http1Response { .. } => open.content.is_interim_response(),
+            Content::TlsHandshake | Content::TlsApplicationData => open.content != found.content,
+        }
+    }
+
+    /// Bytes up to `end` have arrived, of which those from `unread` on were not read yet.
+    fn arrived(&mut self, end: SeqNo, unread: SeqNo, at: MonotonicNs, out: &mut Output<'_, impl Sink>) -> bool {
+        let start = self.ingress.end.unwrap_or(unread);
+        if !start.before(end) {
+            return false;
+        }
+        if self.ingress.turned || self.ingress.gap {
+            self.close_ingress(out);
+            self.ingress.turned = false;
+        }
+        let gap = &mut self.ingress.gap;
+        let open = self.ingress.open.get_or_insert_with(|| Open::new(SeqRange { start, end }, at, std::mem::take(gap)));
+        open.end = end;
+        self.ingress.end = Some(end);
+        self.egress.turned = true;
+        true
+    }
+
+    fn ready(&mut self, until: SeqInstant, copied_seq: SeqNo, out: &mut Output<'_, impl Sink>) {
+        // No new byte: a FIN, or a call that comes late.
+        if self.arrived(until.seq, copied_seq, until.at, out)
+            && let Some(open) = &mut self.ingress.open
+        {
+            open.readies.push(until, out.limits.instants);
+        }
+    }
+
+    fn recv(&mut self, until: SeqInstant, len: u32, out: &mut Output<'_, impl Sink>) {
+        let SeqInstant { seq: end, at } = until;
+        let begin = SeqNo(end.0.wrapping_sub(len));
+        // Bytes can be read before anybody was told of them (SO_RCVLOWAT, or the telling was lost).
+        self.arrived(end, begin, at, out);
+        let read_before = self.ingress.read.replace(end).unwrap_or(begin);
+        if !read_before.before(end) {
+            return;
+        }
+        let mut kept = false;
+        if let Some(unread) = &mut self.ingress.unread {
+            let covered = if unread.end.before(end) { unread.end } else { end };
+            unread.recvs.push(SeqInstant { seq: covered, at }, out.limits.instants);
+            kept = true;
+            if unread.is_read() {
+                self.emit_unread(out);
+            }
+        }
+        if let Some(open) = self.ingress.open.as_mut().filter(|o| o.start.before(end)) {
+            open.recvs.push(until, out.limits.instants);
+            kept = true;
+            if self.ingress.turned && open.is_read() {
+                self.close_ingress(out);
+            }
+        }
+        if !kept {
+            // Their message grew old before they were read: the rest of it makes another.
+            let has_open = self.ingress.open.is_some();
+            let rest =
+                SeqRange { start: read_before, end: if has_open { end } else { self.ingress.end.unwrap_or(end) } };
+            let mut piece = Open::new(rest, at, false);
+            piece.recvs.push(until, out.limits.instants);
+            if has_open {
+                out.message(piece.finish(self.cookie, Direction::Ingress));
+            } else {
+                self.ingress.open = Some(piece);
+            }
+        }
+    }
+
+    fn state(&mut self, new: TcpState, write_seq: SeqNo, at: MonotonicNs, out: &mut Output<'_, impl Sink>) {
+        match new {
+            TcpState::SynSent => {
+                self.connect_start = Some(at);
+                self.begin();
+            }
+            TcpState::Established => {
+                self.established = Some(at);
+                self.begin();
+            }
+            // The socket sends no more; its FIN is not in `write_seq` yet (tcp_close sets the state before it queues the FIN).
+            TcpState::FinWait1 | TcpState::LastAck => self.end_egress(write_seq, out),
+            TcpState::Close => {
+                self.closed = Some(at);
+                self.end_egress(write_seq, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// The socket's beginning: nothing came before.
+    fn begin(&mut self) {
+        if self.lost == 0 && self.egress.open.is_none() && self.ingress.end.is_none() {
+            self.egress.gap = false;
+            self.ingress.gap = false;
+            self.egress.turned = true;
+        }
+    }
+
+    fn end_egress(&mut self, write_seq: SeqNo, out: &mut Output<'_, impl Sink>) {
+        if let Some(open) = &mut self.egress.open {
+            open.truncate(write_seq);
+        }
+        self.close_egress(out);
+    }
+
+    /// Events were lost: nothing is known of what happened meanwhile, in either direction.
+    pub(super) fn gap(&mut self, events: u32, out: &mut Output<'_, impl Sink>) {
+        self.lost += u64::from(events);
+        self.changed = true;
+        self.close_ingress(out);
+        self.emit_unread(out);
+        // The egress message stays open until the next send, which tells how much of it was taken.
+        self.egress.gap = true;
+        self.egress.turned = true;
+        self.ingress.gap = true;
+    }
+
+    fn close_egress(&mut self, out: &mut Output<'_, impl Sink>) {
+        let open = self.egress.open.take();
+        out.message(open.and_then(|o| o.finish(self.cookie, Direction::Egress)));
+    }
+
+    /// Ends the ingress message; it waits if it was not read to its end.
+    fn close_ingress(&mut self, out: &mut Output<'_, impl Sink>) {
+        let Some(open) = self.ingress.open.take() else { return };
+        self.emit_unread(out);
+        if open.is_read() {
+            out.message(open.finish(self.cookie, Direction::Ingress));
+        } else {
+            self.ingress.unread = Some(open);
+        }
+    }
+
+    fn emit_unread(&mut self, out: &mut Output<'_, impl Sink>) {
+        let unread = self.ingress.unread.take();
+        out.message(unread.and_then(|o| o.finish(self.cookie, Direction::Ingress)));
+    }
+
+    /// Emits messages that grew old.
+    pub(super) fn age(&mut self, now: MonotonicNs, out: &mut Output<'_, impl Sink>) {
+        let old = |open: &Option<Open>| open.as_ref().is_some_and(|o| now - o.first_at >= out.limits.max_age);
+        let (egress, unread, ingress) = (old(&self.egress.open), old(&self.ingress.unread), old(&self.ingress.open));
+        if egress {
+            self.close_egress(out);
+        }
+        if unread || ingress {
+            self.emit_unread(out);
+        }
+        if ingress {
+            let open = self.ingress.open.take();
+            out.message(open.and_then(|o| o.finish(self.cookie, Direction::Ingress)));
+        }
+    }
+
+    /// True if nothing more is to be expected.
+    pub(super) fn is_gone(&self, now: MonotonicNs, limits: &Limits) -> bool {
+        self.closed.is_some()
+            && !self.order.is_waiting()
+            && self.seen.is_some_and(|(_, last)| now - last >= limits.linger)
+    }
+
+    /// Emits the state if it is time to.
+    pub(super) fn report(&mut self, now: MonotonicNs, out: &mut Output<'_, impl Sink>) {
+        if self.changed
+            && self.reported.is_none_or(|at| now - at >= out.limits.socket_interval)
+            && let Some(socket) = self.snapshot()
+        {
+            self.reported = Some(now);
+            self.changed = false;
+            out.sink.socket(socket);
+        }
+    }
+
+    /// Emits everything.
+    pub(super) fn finish(&mut self, out: &mut Output<'_, impl Sink>) {
+        self.close_egress(out);
+        self.emit_unread(out);
+        let open = self.ingress.open.take();
+        out.message(open.and_then(|o| o.finish(self.cookie, Direction::Ingress)));
+        match self.snapshot() {
+            Some(socket) => out.sink.socket(socket),
+            None => out.stats.unidentified_sockets += 1,
+        }
+    }
+
+    fn snapshot(&self) -> Option<Socket> {
+        let (Identity { netns, local, remote }, (first_seen, last_seen)) = (self.identity?, self.seen?);
+        Some(Socket {
+            cookie: self.cookie,
+            netns,
+            local,
+            remote,
+            owner: self.owner,
+            connect_start: self.connect_start,
+            established: self.established,
+            closed: self.closed,
+            first_seen,
+            last_seen,
+            srtt: self.srtt,
+            lost_events: self.lost,
+        })
+    }
+}

@@ -1,0 +1,313 @@
+//! Loading, attaching and asking the probes.
+
+use crate::cost::CostMeter;
+use crate::error::{ProbeError, kernel_release, log_tail};
+use crate::ring::{Drained, Ring};
+use crate::{RawEvent, filter::NamespaceFilter};
+use aya::maps::{MapData, MapError, PerCpuArray};
+use aya::programs::tp_btf::BtfTracePointLink;
+use aya::programs::{BtfTracePoint, ProgramError};
+use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use meshdiff_model::{MonotonicNs, ProbeStats, ProbeTier};
+use nix::time::{ClockId, clock_gettime};
+use std::time::{Duration, Instant};
+
+/// The built probes. `make bpf` builds them anew; a test proves that they belong to the source beside them.
+pub(crate) static OBJECT: &[u8] = include_bytes_aligned!("../bpf/socket.bpf.o");
+
+/// Program in the object, its tracepoint, and the kernel that brought the tracepoint (as far as it matters: the programs
+/// are refused together).
+const PROGRAMS: [(&str, &str, &str); 4] = [
+    ("on_send", "tcp_sendmsg_locked", "6.16"),
+    ("on_ready", "sk_data_ready", "6.2"),
+    ("on_recv", "sock_recv_length", "6.3"),
+    ("on_state", "inet_sock_set_state", "4.16"),
+];
+
+/// Smallest ring buffer, in bytes: a page (the loader rounds up where pages are larger).
+const SMALLEST_RING: u32 = 4096;
+
+/// How the probes are to run.
+#[derive(Clone, Debug)]
+pub struct ProbeConfig {
+    /// Size of the ring buffer in bytes: a power of two, at least a page. A record takes 48 bytes, one with payload up to 560;
+    /// 16 MiB hold about 60,000 requests' worth of one socket pair.
+    pub ring_bytes: u32,
+    /// Watch every network namespace, whatever [`NamespaceFilter`] says.
+    pub watch_all: bool,
+    /// Let the kernel measure the probes' run time, one second in ten (measuring costs about 80 ns a run of any BPF program on the
+    /// machine, hence not always).
+    pub measure_cost: bool,
+    /// How long the drain sleeps when there is little to do.
+    pub drain_interval: Duration,
+}
+
+impl Default for ProbeConfig {
+    fn default() -> Self {
+        Self { ring_bytes: 16 << 20, watch_all: false, measure_cost: true, drain_interval: Duration::from_millis(20) }
+    }
+}
+
+/// Consumes what the probes record.
+pub trait Handler {
+    /// One record. Keep it short: the ring fills meanwhile.
+    fn event(&mut self, event: &RawEvent<'_>);
+    /// Called after every drain, with the monotonic clock.
+    fn tick(&mut self, now: MonotonicNs);
+}
+
+/// What the probes themselves count, since they were loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProbeCounters {
+    /// Records that the kernel wrote to the ring, announcements included.
+    pub emitted: u64,
+    /// Events that found the ring full. Each is a gap in its socket's counter.
+    pub lost: u64,
+    /// Announcements that found the ring full; each was tried again with its socket's next event.
+    pub announcements_delayed: u64,
+    /// Events dropped because the kernel could not allocate the socket's state.
+    pub untracked: u64,
+    /// Records that user space took from the ring.
+    pub consumed: u64,
+    /// Records among those that could not be decoded.
+    pub undecodable: u64,
+}
+
+/// The probes, loaded and attached. Dropping them detaches them.
+pub struct Probes {
+    links: Vec<BtfTracePointLink>,
+    programs: Ebpf,
+    ring: Ring,
+    counts: PerCpuArray<MapData, u64>,
+    filter: NamespaceFilter,
+    cost: CostMeter,
+    interval: Duration,
+}
+
+impl Probes {
+    /// Loads and attaches the probes. From here on they record the sockets of watched namespaces.
+    ///
+    /// # Errors
+    /// If the process may not, or the kernel cannot.
+    pub fn load(config: &ProbeConfig) -> Result<Self, ProbeError> {
+        check_capabilities()?;
+        check_ring_size(config.ring_bytes)?;
+        let btf = Btf::from_sys_fs().map_err(|source| ProbeError::NoBtf { source })?;
+        let watch_all = u8::from(config.watch_all);
+        let mut programs = EbpfLoader::new()
+            .btf(Some(&btf))
+            .allow_unsupported_maps()
+            .map_max_entries("ring", config.ring_bytes)
+            .override_global("watch_all", &watch_all, true)
+            .load(OBJECT)
+            .map_err(load_error)?;
+
+        let ring = Ring::new(map(&mut programs, "ring")?, config.ring_bytes)?;
+        let counts = PerCpuArray::try_from(map(&mut programs, "counts")?)
+            .map_err(|source| ProbeError::Map { map: "counts", source })?;
+        let filter = NamespaceFilter::new(map(&mut programs, "watched")?, map(&mut programs, ".data")?)?;
+
+        // Load all before attaching any, so that a refusal leaves nothing half on.
+        for (name, tracepoint, since) in PROGRAMS {
+            program(&mut programs, name)?.load(tracepoint, &btf).map_err(|e| match e {
+                ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => {
+                    ProbeError::TracepointMissing { tracepoint, kernel: kernel_release(), since }
+                }
+                ProgramError::LoadError { io_error, verifier_log } => ProbeError::ProgramRefused {
+                    program: name,
+                    errno: io_error,
+                    log: log_tail(&verifier_log.to_string()),
+                },
+                other => does_not_fit(&other),
+            })?;
+        }
+        let mut links = Vec::with_capacity(PROGRAMS.len());
+        for (name, ..) in PROGRAMS {
+            let program = program(&mut programs, name)?;
+            let link = program.attach().and_then(|id| program.take_link(id));
+            links.push(link.map_err(|source| ProbeError::AttachRefused { program: name, source })?);
+        }
+        let cost = CostMeter::new(config.measure_cost);
+        Ok(Self { links, programs, ring, counts, filter, cost, interval: config.drain_interval })
+    }
+
+    /// Which kind of probes these are.
+    #[must_use]
+    pub const fn tier(&self) -> ProbeTier {
+        ProbeTier::TpBtf
+    }
+
+    /// The set of watched namespaces, to be changed at any time from any thread.
+    #[must_use]
+    pub fn filter(&self) -> NamespaceFilter {
+        self.filter.clone()
+    }
+
+    /// Takes everything that is in the ring.
+    pub fn drain(&mut self, handler: impl FnMut(&RawEvent<'_>)) -> Drained {
+        let drained = self.ring.drain(handler);
+        if self.cost.is_due() {
+            let events = self.sum(0) + self.sum(1);
+            self.cost.turn(events);
+        }
+        drained
+    }
+
+    /// Drains on a timer until `stop` says so, then detaches and drains what is left. The timer runs faster while the
+    /// ring fills fast.
+    pub fn run(&mut self, stop: impl Fn() -> bool, handler: &mut impl Handler) {
+        while !stop() {
+            let began = Instant::now();
+            let drained = self.drain(|event| handler.event(event));
+            handler.tick(monotonic_now());
+            let pause = self.ring.pause_after(&drained, self.interval);
+            if let Some(rest) = pause.checked_sub(began.elapsed()) {
+                std::thread::sleep(rest);
+            }
+        }
+        self.detach();
+        // A probe that was running when its link went still commits its record: wait for one that is unfinished.
+        for _ in 0..3 {
+            self.drain(|event| handler.event(event));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        handler.tick(monotonic_now());
+    }
+
+    /// Detaches the probes; what is in the ring stays there to be drained. Attached probes are detached by dropping, too.
+    pub fn detach(&mut self) {
+        if !self.links.is_empty() {
+            let events = self.sum(0) + self.sum(1);
+            self.cost.stop(events);
+        }
+        self.links.clear();
+    }
+
+    /// What the probes count.
+    ///
+    /// # Errors
+    /// If the kernel does not give the counters.
+    pub fn counters(&self) -> Result<ProbeCounters, ProbeError> {
+        let sum = |slot| self.try_sum(slot).map_err(|source| ProbeError::Map { map: "counts", source });
+        Ok(ProbeCounters {
+            emitted: sum(0)?,
+            lost: sum(1)?,
+            announcements_delayed: sum(2)?,
+            untracked: sum(3)?,
+            consumed: self.ring.consumed(),
+            undecodable: self.ring.undecodable(),
+        })
+    }
+
+    /// What the probes did and cost. `run_time_ns` and `runs` are scaled up from the seconds in which the kernel measured
+    /// them (one in ten), by the share of events in those; they are 0 if nothing was measured.
+    ///
+    /// # Errors
+    /// If the kernel does not give the counters.
+    pub fn stats(&self) -> Result<ProbeStats, ProbeError> {
+        let counters = self.counters()?;
+        let (runs, run_time_ns) = self.cost.scaled(self.runs(), counters.emitted + counters.lost);
+        Ok(ProbeStats { events: counters.emitted, lost_events: counters.lost + counters.untracked, runs, run_time_ns })
+    }
+
+    /// Run count and run time of all programs, as far as the kernel measured them.
+    fn runs(&self) -> (u64, Duration) {
+        self.programs
+            .programs()
+            .filter_map(|(_, p)| p.info().ok())
+            .fold((0, Duration::ZERO), |(n, t), info| (n + info.run_count(), t + info.run_time()))
+    }
+
+    fn try_sum(&self, slot: u32) -> Result<u64, MapError> {
+        Ok(self.counts.get(&slot, 0)?.iter().sum())
+    }
+
+    fn sum(&self, slot: u32) -> u64 {
+        self.try_sum(slot).unwrap_or(0)
+    }
+}
+
+/// The clock in which the probes measure (`bpf_ktime_get_ns`).
+#[must_use]
+pub fn monotonic_now() -> MonotonicNs {
+    // CLOCK_MONOTONIC cannot fail where Linux runs; 0 would only make nothing grow old.
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    MonotonicNs(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn map(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, ProbeError> {
+    programs.take_map(name).ok_or_else(|| ProbeError::DoesNotFit {
+        kernel: kernel_release(),
+        reason: format!("the object has no map {name}"),
+    })
+}
+
+fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, ProbeError> {
+    let missing =
+        || ProbeError::DoesNotFit { kernel: kernel_release(), reason: format!("the object has no program {name}") };
+    programs.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
+}
+
+fn does_not_fit(error: &dyn std::error::Error) -> ProbeError {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        reason = format!("{reason}: {cause}");
+        source = cause.source();
+    }
+    ProbeError::DoesNotFit { kernel: kernel_release(), reason }
+}
+
+fn load_error(error: EbpfError) -> ProbeError {
+    match error {
+        EbpfError::MapError(MapError::CreateError { name, io_error }) => {
+            ProbeError::MapRefused { map: name, errno: io_error }
+        }
+        other => does_not_fit(&other),
+    }
+}
+
+fn check_ring_size(bytes: u32) -> Result<(), ProbeError> {
+    if bytes.is_power_of_two() && bytes >= SMALLEST_RING { Ok(()) } else { Err(ProbeError::BadRingSize { bytes }) }
+}
+
+/// Says which capabilities are missing before the kernel says no more than EPERM.
+fn check_capabilities() -> Result<(), ProbeError> {
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    const CAP_PERFMON: u64 = 1 << 38;
+    const CAP_BPF: u64 = 1 << 39;
+    let Some(effective) = effective_capabilities() else { return Ok(()) };
+    if effective & CAP_SYS_ADMIN != 0 {
+        return Ok(());
+    }
+    let missing: Vec<&str> = [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON")]
+        .into_iter()
+        .filter(|(bit, _)| effective & bit == 0)
+        .map(|(_, name)| name)
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(ProbeError::NotPermitted { missing: missing.join(", ") }) }
+}
+
+fn effective_capabilities() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_ring_sizes_are_refused_before_the_kernel_sees_them() {
+        assert!(check_ring_size(SMALLEST_RING).is_ok());
+        assert!(matches!(check_ring_size(5000), Err(ProbeError::BadRingSize { bytes: 5000 })));
+        assert!(check_ring_size(0).is_err());
+    }
+
+    #[test]
+    fn the_clock_does_not_run_backwards() {
+        let a = monotonic_now();
+        assert!(monotonic_now() >= a && a.0 > 0);
+    }
+}

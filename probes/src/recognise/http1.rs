@@ -1,0 +1,181 @@
+//! HTTP/1 heads (RFC 9112), as far as the captured prefix shows them.
+
+use super::Recognised;
+use meshdiff_model::Content;
+use std::mem::MaybeUninit;
+use std::sync::{Arc, LazyLock};
+
+/// Longest path that is kept, in characters.
+const MAX_PATH: usize = 256;
+/// Heads with more header lines than this have no known end here.
+const MAX_HEADERS: usize = 96;
+
+/// Methods that are believed before the whole request line was seen (RFC 9110, RFC 5789).
+const KNOWN_METHODS: [&str; 9] = ["GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE"];
+
+static SHARED_METHODS: LazyLock<[Arc<str>; 9]> = LazyLock::new(|| KNOWN_METHODS.map(Arc::from));
+
+/// A request, from its request line. The rest of the head may lie beyond the prefix; so may the end of the target.
+pub(super) fn request(prefix: &[u8]) -> Option<Recognised> {
+    let space = prefix.iter().take(24).position(|&b| b == b' ')?;
+    let (method, rest) = (&prefix[..space], &prefix[space + 1..]);
+    if method.len() < 3 || !method.iter().all(|b| b.is_ascii_uppercase() || *b == b'-') {
+        return None;
+    }
+    let target_end = rest.iter().position(|&b| matches!(b, b' ' | b'\r' | b'\n'));
+    let (target, after) = rest.split_at(target_end.unwrap_or(rest.len()));
+    if !target.first().is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'*' | b'[')) {
+        return None;
+    }
+    let known = KNOWN_METHODS.iter().position(|m| m.as_bytes() == method);
+    // What follows the target must be the version, as far as it can be seen. Unless all of it is seen, any two words
+    // would do: then the method must be a known one.
+    const VERSION: &[u8] = b" HTTP/1.";
+    let seen = after.len().min(VERSION.len());
+    if after[..seen] != VERSION[..seen] || (known.is_none() && after.len() <= VERSION.len()) {
+        return None;
+    }
+    let method = match known {
+        Some(i) => Arc::clone(&SHARED_METHODS[i]),
+        // ASCII by the check above.
+        None => String::from_utf8_lossy(method).into(),
+    };
+    let path = target.split(|b| matches!(b, b'?' | b'#')).next().unwrap_or_default();
+    let mut headers = [MaybeUninit::uninit(); MAX_HEADERS];
+    let parsed = httparse::Request::new(&mut []).parse_with_uninit_headers(prefix, &mut headers);
+    Some(Recognised { content: Content::Http1Request { method, path: text(path) }, head_len: head_len(parsed) })
+}
+
+/// A response, from its status line. Interim ones that the prefix holds whole are passed over if another one follows them in the
+/// same send: they left at the same instant.
+pub(super) fn response(prefix: &[u8]) -> Option<Recognised> {
+    let mut found: Option<Recognised> = None;
+    let mut at = 0;
+    while let Some(status) = prefix.get(at..).and_then(status_line) {
+        let mut headers = [MaybeUninit::uninit(); MAX_HEADERS];
+        let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut httparse::Response::new(&mut []),
+            &prefix[at..],
+            &mut headers,
+        );
+        let content = Content::Http1Response { status };
+        let interim = content.is_interim_response();
+        let len = head_len(parsed);
+        let end = len.map(|n| at + n as usize);
+        found = Some(Recognised { content, head_len: end.and_then(|n| u32::try_from(n).ok()) });
+        match end {
+            Some(end) if interim && end > at => at = end,
+            _ => break,
+        }
+    }
+    found
+}
+
+/// `HTTP/1.x NNN`, followed by a blank, the line's end, or nothing yet.
+fn status_line(bytes: &[u8]) -> Option<u16> {
+    let rest = bytes.strip_prefix(b"HTTP/1.")?;
+    let [minor, b' ', a, b, c, after @ ..] = rest else { return None };
+    let digits = [a, b, c];
+    if !matches!(minor, b'0' | b'1')
+        || !digits.iter().all(|d| d.is_ascii_digit())
+        || !after.first().is_none_or(|b| matches!(b, b' ' | b'\r' | b'\n'))
+    {
+        return None;
+    }
+    let status = digits.iter().fold(0u16, |n, &&d| n * 10 + u16::from(d - b'0'));
+    (status >= 100).then_some(status)
+}
+
+fn head_len(parsed: httparse::Result<usize>) -> Option<u32> {
+    match parsed {
+        Ok(httparse::Status::Complete(len)) => u32::try_from(len).ok(),
+        Ok(httparse::Status::Partial) | Err(_) => None,
+    }
+}
+
+/// Text that is safe to show: what is no UTF-8 and no visible character is replaced, what is too long is cut.
+fn text(bytes: &[u8]) -> Arc<str> {
+    let text = String::from_utf8_lossy(bytes);
+    if text.len() <= MAX_PATH && !text.chars().any(char::is_control) {
+        return text.into();
+    }
+    text.chars()
+        .take(MAX_PATH)
+        .map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c })
+        .collect::<String>()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path_of(bytes: &[u8]) -> Option<String> {
+        match request(bytes)?.content {
+            Content::Http1Request { path, .. } => Some(path.to_string()),
+            other => panic!("not a request: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_head_ends_after_the_empty_line() {
+        let bytes = b"GET /reviews/0?full=1 HTTP/1.1\r\nhost: reviews:9080\r\n\r\nBODY";
+        let found = request(bytes).expect("a request");
+        assert_eq!(found.head_len, Some(bytes.len() as u32 - 4));
+        assert_eq!(path_of(bytes).as_deref(), Some("/reviews/0"));
+        assert_eq!(request(&bytes[..40]).expect("a request").head_len, None);
+    }
+
+    #[test]
+    fn targets_in_every_form() {
+        assert_eq!(path_of(b"CONNECT a.example:443 HTTP/1.1\r\n\r\n").as_deref(), Some("a.example:443"));
+        assert_eq!(path_of(b"OPTIONS * HTTP/1.1\r\n\r\n").as_deref(), Some("*"));
+        assert_eq!(path_of(b"GET http://a/b?c HTTP/1.0\r\n\r\n").as_deref(), Some("http://a/b"));
+        assert_eq!(path_of(b"M-SEARCH * HTTP/1.1\r\n").as_deref(), Some("*"));
+        assert_eq!(path_of(b"GET /cut/he").as_deref(), Some("/cut/he"));
+    }
+
+    #[test]
+    fn hostile_targets_are_made_safe() {
+        assert_eq!(
+            path_of(b"GET /a\x1b[31m\xff\x00 HTTP/1.1\r\n\r\n").as_deref(),
+            Some("/a\u{fffd}[31m\u{fffd}\u{fffd}")
+        );
+        let long = [b"GET /", &[b'a'; 480][..]].concat();
+        assert_eq!(path_of(&long).map(|p| p.len()), Some(MAX_PATH));
+    }
+
+    #[test]
+    fn what_only_looks_like_a_request_is_none() {
+        for bytes in [
+            &b"GET / HTTP/2.0\r\n"[..],
+            b"HELLO world",
+            b"GET  HTTP/1.1\r\n",
+            b"G / HTTP/1.1",
+            b"get / HTTP/1.1\r\n",
+            b"PRI * ",
+        ] {
+            assert_eq!(request(bytes), None, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn interim_responses_before_the_final_one_are_passed_over() {
+        let both = b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        let found = response(both).expect("a response");
+        assert_eq!(found.content, Content::Http1Response { status: 200 });
+        assert_eq!(found.head_len, Some(both.len() as u32));
+        let alone = response(b"HTTP/1.1 100 Continue\r\n\r\n").expect("a response");
+        assert!(alone.content.is_interim_response());
+        let upgrade = response(b"HTTP/1.1 101 Switching Protocols\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").expect("a response");
+        assert_eq!(upgrade.content, Content::Http1Response { status: 101 });
+    }
+
+    #[test]
+    fn what_only_looks_like_a_response_is_none() {
+        for bytes in [&b"HTTP/1.1 2000 OK"[..], b"HTTP/2 200", b"HTTP/1.1 20", b"HTTP/1.1 099 no", b"HTTP/1.1  200 OK"]
+        {
+            assert_eq!(response(bytes), None, "{}", bytes.escape_ascii());
+        }
+    }
+}
