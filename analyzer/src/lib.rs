@@ -1,13 +1,21 @@
 //! From joined hops to results: the attribution of each request's time, statistics over requests, the report's
 //! content and findings. Pure: no input, no output, no clock.
 
+mod analysis;
 mod attribute;
+mod build;
+mod findings;
 mod report;
 mod request;
+mod rollup;
+mod stats;
 
+pub use analysis::attribute_all;
 pub use attribute::{attribute, coverage};
+pub use build::{ReportInput, report, select};
 pub use report::{
     ConnectionSummary, Coverage, Distribution, Finding, HopSummary, Level, NearQuantile, Part, PartKind, Place, Report,
     SegmentStats, Verdict,
 };
 pub use request::{AttributedRequest, CoverageClass, RequestCoverage, Sides, SocketRef, Vantage};
+pub use stats::Sample;

@@ -5,7 +5,7 @@ use crate::Hop;
 use crate::connection::{Connection, Endpoint};
 use crate::join::{HopInput, Joined};
 use meshdiff_model::{
-    Crossing, JoinedHop, Link, NetnsId, Process, ProcessRole, RequestId, Socket, SocketCookie, Tgid, Workload,
+    Content, Crossing, JoinedHop, Link, NetnsId, Process, ProcessRole, RequestId, Socket, SocketCookie, Tgid, Workload,
     WorkloadSource,
 };
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -18,6 +18,8 @@ pub trait Directory {
     fn by_proxy(&self, node: &meshdiff_model::NodeId) -> Option<Workload>;
     /// The workload that owns an address.
     fn by_address(&self, ip: IpAddr) -> Option<Workload>;
+    /// Service and namespace that an Envoy cluster's name speaks of (`outbound|9080||reviews.default.svc.cluster.local`).
+    fn service_of_cluster(&self, cluster: &str) -> Option<(String, Option<String>)>;
 }
 
 /// A node of the graph.
@@ -44,6 +46,8 @@ pub enum Node {
         read_bytes: u64,
         /// Read calls (as far as assembly kept them).
         read_calls: u64,
+        /// True if it sent TLS records.
+        tls: bool,
     },
 }
 
@@ -163,6 +167,11 @@ impl MeshGraph {
                 write_calls: e.egress.calls,
                 read_bytes: e.ingress.bytes,
                 read_calls: e.ingress.calls,
+                tls: e
+                    .egress
+                    .pieces
+                    .iter()
+                    .any(|p| matches!(p.content, Content::TlsHandshake | Content::TlsApplicationData)),
             });
             self.graph.add_edge(owner, node, Edge::Owns);
             self.sockets.insert(e.socket.cookie, node);

@@ -103,6 +103,11 @@ impl Attribution {
     pub fn details(&self) -> &[(Segment, Detail, DurationNs)] {
         &self.details
     }
+    /// Adds parts of parts that are known only once other requests are.
+    pub fn add_details(&mut self, details: impl IntoIterator<Item = (Segment, Detail, DurationNs)>) {
+        self.details.extend(details);
+        self.details.sort_by_key(|&(s, d, _)| (s, d));
+    }
     /// Segments below zero, which point to a wrong join or to clocks that disagree.
     pub fn negative_segments(&self) -> impl Iterator<Item = Segment> + '_ {
         self.segments.iter().filter(|(_, v)| v.is_negative()).map(|(s, _)| s)
@@ -131,7 +136,7 @@ impl AttributionBuilder {
     #[must_use]
     pub fn detail(mut self, segment: Segment, detail: Detail, value: DurationNs) -> Self {
         match self.details.iter_mut().find(|(s, d, _)| (*s, *d) == (segment, detail)) {
-            Some((_, _, sum)) => *sum = *sum + value,
+            Some((_, _, sum)) => *sum += value,
             None => self.details.push((segment, detail, value)),
         }
         self

@@ -76,6 +76,12 @@ impl Add for DurationNs {
     }
 }
 
+impl std::ops::AddAssign for DurationNs {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
 impl Sub for DurationNs {
     type Output = Self;
     fn sub(self, other: Self) -> Self {

@@ -1,0 +1,153 @@
+//! From the graph to attributed requests.
+
+use crate::attribute::{attribute, coverage};
+use crate::request::{AttributedRequest, SocketRef};
+use crate::rollup;
+use meshdiff_graph::{Directory, MeshGraph};
+use meshdiff_model::{
+    AttributionError, ClockAnchor, Content, Detail, DurationNs, HopProtocol, JoinedHop, Link, Segment, WallTime,
+    Workload,
+};
+
+/// Attributes every hop of a graph, in order of start. Hops whose evidence makes them end before they begin are left out;
+/// the second list says so for each.
+pub fn attribute_all(
+    mesh: &MeshGraph,
+    directory: &dyn Directory,
+    clock: &ClockAnchor,
+) -> (Vec<AttributedRequest>, Vec<AttributionError>) {
+    let mut errors = Vec::new();
+    let mut requests: Vec<AttributedRequest> = Vec::with_capacity(mesh.hops.len());
+    // Where a hop went among the requests: hops that contradict themselves are left out.
+    let mut place: Vec<Option<usize>> = vec![None; mesh.hops.len()];
+    for i in 0..mesh.hops.len() {
+        match request(mesh, i, directory, clock) {
+            Ok(request) => {
+                place[i] = Some(requests.len());
+                requests.push(request);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    for (i, hop) in mesh.hops.iter().enumerate() {
+        if let (Some(child), Some(parent)) = (place[i], hop.caller.and_then(|c| place[c])) {
+            requests[child].parent = Some(parent);
+            requests[parent].children.push(child);
+        }
+    }
+    add_call_details(&mut requests);
+    (requests, errors)
+}
+
+fn request(
+    mesh: &MeshGraph,
+    index: usize,
+    directory: &dyn Directory,
+    clock: &ClockAnchor,
+) -> Result<AttributedRequest, AttributionError> {
+    let hop = &mesh.hops[index].joined;
+    let (attribution, vantage) = attribute(hop)?;
+    let log = hop.client_log.as_ref().or(hop.server_log.as_ref());
+    let loopback = hop.request_on(Link::ClientLoopback);
+    let start_monotonic = loopback.send.or(loopback.ready).or(hop.request_on(Link::Network).ready);
+    let start =
+        start_monotonic.and_then(|m| clock.to_wall(m)).or_else(|| log.map(|l| l.start_time)).unwrap_or(WallTime(0));
+    let (mut client, mut server) = mesh.ends(index, directory);
+    describe(hop, directory, &mut client, &mut server);
+    let (seen_method, seen_path) = match &hop.request_content {
+        Content::Http1Request { method, path } => (Some(method.clone()), Some(path.clone())),
+        _ => (None, None),
+    };
+    let seen_status = match hop.response_content {
+        Content::Http1Response { status } => Some(status),
+        _ => None,
+    };
+    let mut response_flags: Vec<_> = [&hop.client_log, &hop.server_log]
+        .into_iter()
+        .flatten()
+        .flat_map(|l| l.response_flags.iter().cloned())
+        .collect();
+    response_flags.sort();
+    response_flags.dedup();
+    let sockets = hop.sockets.map(|cookie| {
+        let socket = mesh.socket(cookie?)?;
+        Some(SocketRef { cookie: socket.cookie, local: socket.local, remote: socket.remote })
+    });
+    let id = match (hop.sockets.iter().flatten().next(), start_monotonic) {
+        (Some(cookie), Some(at)) => format!("{:x}-{:x}", cookie.0, at.0),
+        _ => format!("als-{index:x}"),
+    };
+    Ok(AttributedRequest {
+        id,
+        request_id: log.and_then(|l| l.request_id.clone()),
+        protocol: log.map_or(HopProtocol::Http11, |l| l.protocol),
+        method: log.and_then(|l| l.method.clone()).or(seen_method),
+        path: log.and_then(|l| l.path.clone()).or(seen_path),
+        response_code: seen_status.or_else(|| log.and_then(|l| l.response_code)),
+        response_flags,
+        attempts: hop.client_log.as_ref().and_then(|l| l.upstream_request_attempt_count),
+        client,
+        server,
+        start,
+        start_monotonic,
+        vantage,
+        attribution,
+        coverage: coverage(hop),
+        sockets,
+        request_crossings: hop.request,
+        response_crossings: hop.response,
+        connection_setup: hop.connection_setup,
+        client_connect: hop.client_connect,
+        parent: None,
+        children: Vec::new(),
+    })
+}
+
+/// Adds to both ends what the logs say beyond who they are.
+fn describe(hop: &JoinedHop, directory: &dyn Directory, client: &mut Workload, server: &mut Workload) {
+    let log = hop.client_log.as_ref().or(hop.server_log.as_ref());
+    if let Some(cluster) = hop.client_log.as_ref().and_then(|l| l.upstream_cluster.as_deref())
+        && let Some((service, namespace)) = directory.service_of_cluster(cluster)
+    {
+        server.service = Some(service);
+        if server.namespace.is_none() {
+            server.namespace = namespace;
+        }
+    }
+    let upstream = [&hop.client_log, &hop.server_log].into_iter().flatten().find_map(|l| l.upstream_remote_address);
+    if let Some(address) = upstream {
+        server.address = Some(address.to_string());
+    }
+    client.service = None;
+    if client.address.is_none() {
+        client.address = log.and_then(|l| l.downstream_direct_remote_address).map(|a| a.ip().to_string());
+    }
+}
+
+/// Adds what is known only once all requests are: the calls that a server made while it served a request, and what remains
+/// as its own time.
+fn add_call_details(requests: &mut [AttributedRequest]) {
+    for i in 0..requests.len() {
+        // Requests are in order of start.
+        requests[i].children.sort_unstable();
+        let calls = rollup::charged_calls(requests, i);
+        let request = &mut requests[i];
+        let Some(whole) = request.attribution.segments().get(Segment::ServerApp) else { continue };
+        let detail = |d: Detail| {
+            let found = request.attribution.details().iter().find(|(s, k, _)| (*s, *k) == (Segment::ServerApp, d));
+            found.map_or(DurationNs::ZERO, |(_, _, t)| *t)
+        };
+        let own = whole - calls - detail(Detail::Queue) - detail(Detail::Streaming);
+        let mut extra = vec![(Segment::ServerApp, Detail::SelfTime, own)];
+        if calls > DurationNs::ZERO {
+            extra.push((Segment::ServerApp, Detail::DownstreamCalls, calls));
+        }
+        for sidecar in [Segment::ClientSidecar, Segment::ServerSidecar] {
+            let queued = request.attribution.details().iter().find(|(s, k, _)| (*s, *k) == (sidecar, Detail::Queue));
+            if let (Some(whole), Some((_, _, queued))) = (request.attribution.segments().get(sidecar), queued) {
+                extra.push((sidecar, Detail::Other, whole - *queued));
+            }
+        }
+        request.attribution.add_details(extra);
+    }
+}

@@ -1,0 +1,395 @@
+//! From attributed requests to a report's content.
+
+use crate::findings;
+use crate::report::{
+    ConnectionSummary, Coverage, Distribution, HopSummary, NearQuantile, Part, PartKind, Place, Report, SegmentStats,
+    Verdict,
+};
+use crate::request::{AttributedRequest, CoverageClass};
+use crate::rollup;
+use crate::stats::Sample;
+use meshdiff_graph::{Edge, MeshGraph, Node};
+use meshdiff_model::{
+    Detail, DurationNs, HopProtocol, ProbeStats, ProbeTier, ProcessRole, Segment, SegmentMap, UnmatchedReason,
+    WallTime, Workload,
+};
+use petgraph::Direction;
+use petgraph::visit::EdgeRef;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How many entry requests a report shows as waterfalls.
+const SLOWEST: usize = 20;
+/// Below this many full requests a split near a quantile says nothing.
+const NEAR_MINIMUM: usize = 20;
+
+/// What a report needs to know beyond the requests.
+#[derive(Clone, Debug, Default)]
+pub struct ReportInput {
+    /// First and last instant of the recording, or of the part chosen.
+    pub window: (WallTime, WallTime),
+    /// Keep hops with either end in this namespace; `None` for all.
+    pub namespace: Option<String>,
+    /// What the kernel accepted.
+    pub probe_tier: Option<ProbeTier>,
+    /// What the probes did.
+    pub probe_stats: ProbeStats,
+    /// Sentences on what limits the recording.
+    pub notes: Vec<String>,
+}
+
+/// Restricts requests to a time and a namespace. Parents and children outside are cut off.
+#[must_use]
+pub fn select(
+    requests: Vec<AttributedRequest>,
+    namespace: Option<&str>,
+    since: Option<WallTime>,
+) -> Vec<AttributedRequest> {
+    let keep = |r: &AttributedRequest| {
+        since.is_none_or(|s| r.start >= s)
+            && namespace.is_none_or(|n| [&r.client, &r.server].iter().any(|w| w.namespace.as_deref() == Some(n)))
+    };
+    let mut place = vec![None; requests.len()];
+    let mut kept = 0;
+    for (i, r) in requests.iter().enumerate() {
+        if keep(r) {
+            place[i] = Some(kept);
+            kept += 1;
+        }
+    }
+    requests
+        .into_iter()
+        .enumerate()
+        .filter(|(i, _)| place[*i].is_some())
+        .map(|(_, mut r)| {
+            r.parent = r.parent.and_then(|p| place[p]);
+            r.children = r.children.iter().filter_map(|&c| place[c]).collect();
+            r
+        })
+        .collect()
+}
+
+/// Builds a report from requests that [`select`] chose.
+#[must_use]
+pub fn report(requests: &[AttributedRequest], mesh: &MeshGraph, input: ReportInput) -> Report {
+    let coverage = coverage_of(requests, &input);
+    let hops = hops(requests);
+    let mut report = Report {
+        window: input.window,
+        namespace: input.namespace.clone(),
+        coverage,
+        verdict: verdict(requests),
+        hops,
+        connections: connections(mesh, input.namespace.as_deref()),
+        findings: Vec::new(),
+        slowest: slowest(requests),
+    };
+    report.findings = findings::findings(&report);
+    report
+}
+
+fn coverage_of(requests: &[AttributedRequest], input: &ReportInput) -> Coverage {
+    let mut c = Coverage {
+        requests: requests.len() as u64,
+        lost_kernel_events: input.probe_stats.lost_events,
+        probe_tier: input.probe_tier,
+        probe_cost_ns_per_event: input.probe_stats.cost_ns_per_event(),
+        notes: input.notes.clone(),
+        ..Coverage::default()
+    };
+    for r in requests {
+        let row = match r.coverage.class {
+            CoverageClass::Full => &mut c.full,
+            CoverageClass::PartialClient => &mut c.partial_client,
+            CoverageClass::PartialServer => &mut c.partial_server,
+            CoverageClass::PartialAls => &mut c.partial_als,
+            CoverageClass::Ambiguous => &mut c.ambiguous,
+            CoverageClass::Unmatched => c.unmatched.entry(reason(r)).or_default(),
+        };
+        *row += 1;
+        if !matches!(r.coverage.class, CoverageClass::Full | CoverageClass::Unmatched) {
+            *c.partial_reasons.entry(reason(r)).or_default() += 1;
+        }
+        c.client_messages_seen += u64::from(r.request_crossings[0].send.is_some());
+        c.negative_segments += r.attribution.negative_segments().count() as u64;
+        let missing_log = [UnmatchedReason::ClientLogMissing, UnmatchedReason::ServerLogMissing];
+        c.lost_access_logs_estimate +=
+            u64::from(r.coverage.reason.is_some_and(|why| missing_log.iter().any(|m| m.as_str() == why)));
+    }
+    c
+}
+
+fn reason(r: &AttributedRequest) -> String {
+    r.coverage.reason.unwrap_or("unknown").to_owned()
+}
+
+fn hops(requests: &[AttributedRequest]) -> Vec<HopSummary> {
+    let mut groups: BTreeMap<(Workload, Workload, &'static str), Vec<&AttributedRequest>> = BTreeMap::new();
+    for r in requests {
+        let mut server = rollup::short(&r.server);
+        server.service.clone_from(&r.server.service);
+        groups.entry((rollup::short(&r.client), server, r.protocol.as_str())).or_default().push(r);
+    }
+    let mut hops: Vec<HopSummary> = groups
+        .into_iter()
+        .map(|((client, server, _), members)| {
+            let mut response_codes: BTreeMap<u16, u64> = BTreeMap::new();
+            for r in &members {
+                *response_codes.entry(r.response_code.unwrap_or(0)).or_default() += 1;
+            }
+            let full: Vec<&AttributedRequest> = members.iter().copied().filter(|r| r.coverage.is_full()).collect();
+            HopSummary {
+                client,
+                server,
+                protocol: members.first().map_or(HopProtocol::Http, |r| r.protocol),
+                requests: members.len() as u64,
+                n: full.len() as u64,
+                response_codes,
+                total: distribution(full.iter().map(|r| r.attribution.total().0)),
+                segments: segments(&full),
+                near: [500, 990].into_iter().filter_map(|q| near(&full, q)).collect(),
+            }
+        })
+        .collect();
+    hops.sort_by(|a, b| {
+        let mean = |h: &HopSummary| h.total.map(|t| t.mean);
+        mean(b).cmp(&mean(a)).then_with(|| (&a.client, &a.server).cmp(&(&b.client, &b.server)))
+    });
+    hops
+}
+
+fn distribution(times: impl Iterator<Item = i64>) -> Option<Distribution> {
+    Sample::new(times.collect()).map(|s| s.distribution())
+}
+
+fn segments(full: &[&AttributedRequest]) -> BTreeMap<Segment, SegmentStats> {
+    let all: i128 = full.iter().map(|r| i128::from(r.attribution.total().0)).sum();
+    let occurring: BTreeSet<Segment> =
+        full.iter().flat_map(|r| r.attribution.segments().iter().map(|(s, _)| s)).collect();
+    occurring
+        .into_iter()
+        .filter_map(|segment| {
+            // A full request without the segment did not spend any time there.
+            let times: Vec<i64> =
+                full.iter().map(|r| r.attribution.segments().get(segment).unwrap_or_default().0).collect();
+            let sum: i128 = times.iter().map(|&t| i128::from(t)).sum();
+            let sample = Sample::new(times)?;
+            let stats = SegmentStats {
+                distribution: sample.distribution(),
+                mean_ci95: sample.mean_ci95(),
+                share: if all == 0 { 0.0 } else { sum as f64 / all as f64 },
+                details: details(full, segment),
+            };
+            Some((segment, stats))
+        })
+        .collect()
+}
+
+fn details(full: &[&AttributedRequest], segment: Segment) -> Vec<(Detail, DurationNs)> {
+    let mut sums: BTreeMap<Detail, i128> = BTreeMap::new();
+    for r in full {
+        for (s, detail, time) in r.attribution.details() {
+            if *s == segment {
+                *sums.entry(*detail).or_default() += i128::from(time.0);
+            }
+        }
+    }
+    sums.into_iter().map(|(d, sum)| (d, mean_of(sum, full.len()))).collect()
+}
+
+fn mean_of(sum: i128, n: usize) -> DurationNs {
+    let n = n.max(1) as i128;
+    DurationNs(i64::try_from((2 * sum + n).div_euclid(2 * n)).unwrap_or(i64::MAX))
+}
+
+/// The mean split of the requests whose totals' ranks lie within 5% of the sample (at most 1% above the 99th percentile) around a quantile.
+fn near(full: &[&AttributedRequest], per_mille: u16) -> Option<NearQuantile> {
+    if full.len() < NEAR_MINIMUM || (per_mille > 900 && full.len() < 10 * NEAR_MINIMUM) {
+        return None;
+    }
+    let mut sorted: Vec<&AttributedRequest> = full.to_vec();
+    sorted.sort_by(|a, b| (a.attribution.total(), &a.id).cmp(&(b.attribution.total(), &b.id)));
+    let n = sorted.len();
+    let rank = (n * usize::from(per_mille)).div_ceil(1000).clamp(1, n) - 1;
+    let half = if per_mille > 900 { n / 100 } else { n / 20 }.max(1);
+    let chosen = &sorted[rank.saturating_sub(half)..(rank + half + 1).min(n)];
+    let mut segments = SegmentMap::empty();
+    for segment in Segment::ALL {
+        let times = chosen.iter().filter_map(|r| r.attribution.segments().get(segment));
+        let (sum, any) = times.fold((0i128, false), |(sum, _), t| (sum + i128::from(t.0), true));
+        if any {
+            segments.set(segment, mean_of(sum, chosen.len()));
+        }
+    }
+    let total = chosen.iter().map(|r| i128::from(r.attribution.total().0)).sum();
+    Some(NearQuantile { per_mille, n: chosen.len() as u64, total: mean_of(total, chosen.len()), segments })
+}
+
+/// The verdict on the entry point whose requests took most time in all.
+fn verdict(requests: &[AttributedRequest]) -> Option<Verdict> {
+    let mut entries: BTreeMap<(Workload, Workload), Vec<usize>> = BTreeMap::new();
+    for (i, r) in requests.iter().enumerate() {
+        if r.parent.is_none() && rollup::tree_is_full(requests, i) {
+            entries.entry((rollup::short(&r.client), rollup::short(&r.server))).or_default().push(i);
+        }
+    }
+    let time = |roots: &[usize]| roots.iter().map(|&i| i128::from(requests[i].attribution.total().0)).sum::<i128>();
+    let ((client, server), roots) = entries.into_iter().max_by_key(|(_, roots)| time(roots))?;
+    let totals = Sample::new(roots.iter().map(|&i| requests[i].attribution.total().0).collect())?;
+    let mut places: BTreeMap<(PartKind, Workload), i128> = BTreeMap::new();
+    for &root in &roots {
+        for (place, spent) in rollup::places(requests, root) {
+            *places.entry(place).or_default() += i128::from(spent.0);
+        }
+    }
+    let all = time(&roots).max(1) as f64;
+    let parts = PartKind::ALL
+        .into_iter()
+        .filter_map(|kind| {
+            let sum: i128 = places.iter().filter(|((k, _), _)| *k == kind).map(|(_, t)| *t).sum();
+            (sum != 0).then(|| Part { kind, mean: mean_of(sum, roots.len()), share: sum as f64 / all })
+        })
+        .collect();
+    let mut places: Vec<Place> = places
+        .into_iter()
+        .filter(|(_, sum)| *sum != 0)
+        .map(|((kind, workload), sum)| Place {
+            kind,
+            workload,
+            mean: mean_of(sum, roots.len()),
+            share: sum as f64 / all,
+        })
+        .collect();
+    places.sort_by(|a, b| b.mean.cmp(&a.mean).then_with(|| (a.kind, &a.workload).cmp(&(b.kind, &b.workload))));
+    Some(Verdict {
+        client,
+        server,
+        n: roots.len() as u64,
+        mean_total: totals.mean(),
+        p50_total: totals.quantile(500),
+        parts,
+        places,
+    })
+}
+
+/// The slowest full entry requests, each followed by what it caused.
+fn slowest(requests: &[AttributedRequest]) -> Vec<AttributedRequest> {
+    let mut roots: Vec<usize> =
+        (0..requests.len()).filter(|&i| requests[i].parent.is_none() && requests[i].coverage.is_full()).collect();
+    roots.sort_by(|&a, &b| {
+        let key = |i: usize| (std::cmp::Reverse(requests[i].attribution.total()), requests[i].start_monotonic);
+        key(a).cmp(&key(b))
+    });
+    let mut list = Vec::new();
+    for root in roots.into_iter().take(SLOWEST) {
+        copy_tree(requests, root, None, &mut list);
+    }
+    list
+}
+
+fn copy_tree(
+    requests: &[AttributedRequest],
+    i: usize,
+    parent: Option<usize>,
+    to: &mut Vec<AttributedRequest>,
+) -> usize {
+    let at = to.len();
+    to.push(AttributedRequest { parent, children: Vec::new(), ..requests[i].clone() });
+    for &child in &requests[i].children {
+        let copied = copy_tree(requests, child, Some(at), to);
+        to[at].children.push(copied);
+    }
+    at
+}
+
+/// The lines of the process topology, from the graph's sockets.
+fn connections(mesh: &MeshGraph, namespace: Option<&str>) -> Vec<ConnectionSummary> {
+    #[derive(Default)]
+    struct Line {
+        sockets: u64,
+        write_bytes: u64,
+        write_calls: u64,
+        read_bytes: u64,
+        rtts: Vec<i64>,
+        connects: Vec<i64>,
+        closes: u64,
+        encrypted: bool,
+        http: bool,
+    }
+    let graph = &mesh.graph;
+    let owner_of = |node| {
+        graph.edges_directed(node, Direction::Incoming).find(|e| matches!(e.weight(), Edge::Owns)).map(|e| e.source())
+    };
+    let mut lines: BTreeMap<(String, String, String, bool), Line> = BTreeMap::new();
+    for node in graph.node_indices() {
+        let Node::Socket { socket, write_bytes, write_calls, read_bytes, tls, .. } = &graph[node] else { continue };
+        let Some((process_node, Node::Process(process))) = owner_of(node).map(|n| (n, &graph[n])) else { continue };
+        let Some(Node::Pod { workload, netns }) = owner_of(process_node).map(|n| &graph[n]) else { continue };
+        if namespace.is_some_and(|n| workload.namespace.as_deref() != Some(n)) {
+            continue;
+        }
+        let name = |w: &Workload| w.pod.clone().or_else(|| w.workload.clone()).or_else(|| w.address.clone());
+        let pod = name(workload).unwrap_or_else(|| format!("netns {}", netns.unwrap_or_default().0));
+        let to = graph.edges_directed(node, Direction::Outgoing).find_map(|e| match e.weight() {
+            Edge::Connection(c) => Some((e.target(), *c, true)),
+            Edge::Owns | Edge::Hop(_) => None,
+        });
+        let from = graph.edges_directed(node, Direction::Incoming).find_map(|e| match e.weight() {
+            Edge::Connection(c) => Some((e.source(), *c, false)),
+            Edge::Owns | Edge::Hop(_) => None,
+        });
+        let line = to.or(from);
+        let is_client = line.map_or(socket.connect_start.is_some(), |(_, _, client)| client);
+        let link = line.and_then(|(_, c, _)| c.link);
+        let peer_process = line.and_then(|(peer, ..)| owner_of(peer));
+        let peer = peer_process.and_then(|p| match &graph[p] {
+            Node::Process(peer) => {
+                let pod = owner_of(p).and_then(|pod| match &graph[pod] {
+                    Node::Pod { workload, .. } => name(workload),
+                    Node::Process(_) | Node::Socket { .. } => None,
+                });
+                let what = if peer.role == ProcessRole::Sidecar { "sidecar" } else { &peer.comm };
+                Some(pod.map_or_else(|| what.to_owned(), |pod| format!("{pod}/{what}")))
+            }
+            Node::Pod { .. } | Node::Socket { .. } => None,
+        });
+        let peer = peer.unwrap_or_else(|| {
+            // The peer's ephemeral port would make a line of its own of each connection.
+            if is_client { socket.remote.to_string() } else { socket.remote.ip().to_string() }
+        });
+        let entry = lines.entry((pod, process.comm.clone(), peer, is_client)).or_default();
+        entry.sockets += 1;
+        entry.write_bytes += write_bytes;
+        entry.write_calls += write_calls;
+        entry.read_bytes += read_bytes;
+        entry.rtts.extend(socket.srtt.map(|r| r.0));
+        if let (Some(start), Some(end)) = (socket.connect_start, socket.established) {
+            entry.connects.push((end - start).0);
+        }
+        entry.closes += u64::from(socket.closed.is_some());
+        entry.encrypted |= *tls;
+        entry.http |= link.is_some();
+    }
+    lines
+        .into_iter()
+        .map(|((pod, process, peer, is_client), l)| ConnectionSummary {
+            pod,
+            process,
+            peer,
+            is_client,
+            protocol: match (l.http, l.encrypted) {
+                (true, true) => "https",
+                (true, false) => "http",
+                (false, true) => "tls",
+                (false, false) => "tcp",
+            },
+            sockets: l.sockets,
+            write_bytes: l.write_bytes,
+            write_calls: l.write_calls,
+            read_bytes: l.read_bytes,
+            rtt: distribution(l.rtts.into_iter()),
+            connects: l.connects.len() as u64,
+            connect: distribution(l.connects.into_iter()),
+            closes: l.closes,
+        })
+        .collect()
+}
