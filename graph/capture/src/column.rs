@@ -1,0 +1,266 @@
+//! One column of a table: its name, type, unit and meaning, how it is taken from a row, and how Parquet packs it.
+//! Schema, documentation and encoder all come from this one list, so they cannot disagree.
+
+use crate::names::Named;
+use arrow::array::{
+    ArrayRef, BooleanArray, ListBuilder, MapBuilder, MapFieldNames, PrimitiveArray, StringArray, StringBuilder,
+    StructArray, UInt32Builder, UInt64Builder,
+};
+use arrow::array::{ArrowPrimitiveType, ListArray};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{
+    DataType, Field, FieldRef, Fields, Int64Type, Schema, SchemaRef, UInt16Type, UInt32Type, UInt64Type,
+};
+use meshdiff_model::SeqInstant;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A column as the documentation shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColumnDoc {
+    /// Its name.
+    pub name: &'static str,
+    /// Its type, in Arrow's words; a `?` at the end says that it may be null.
+    pub type_name: String,
+    /// Its unit, or nothing.
+    pub unit: &'static str,
+    /// What it says.
+    pub meaning: &'static str,
+}
+
+/// How Parquet packs a column's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    /// Differences of neighbours (`DELTA_BINARY_PACKED`): times and sequence numbers.
+    Delta,
+    /// A dictionary of the values that occur: texts, addresses, identities.
+    Dictionary,
+}
+
+type Encode<R> = Box<dyn Fn(&[R]) -> ArrayRef + Send + Sync>;
+
+pub(crate) struct Column<R> {
+    pub(crate) name: &'static str,
+    data_type: DataType,
+    nullable: bool,
+    unit: &'static str,
+    meaning: &'static str,
+    packing: Packing,
+    encode: Encode<R>,
+}
+
+impl<R> Column<R> {
+    fn new(name: &'static str, data_type: DataType, nullable: bool, packing: Packing, encode: Encode<R>) -> Self {
+        Self { name, data_type, nullable, unit: "", meaning: "", packing, encode }
+    }
+    /// Says what it means.
+    pub(crate) fn doc(mut self, meaning: &'static str) -> Self {
+        self.meaning = meaning;
+        self
+    }
+    /// Says its unit.
+    pub(crate) fn unit(mut self, unit: &'static str) -> Self {
+        self.unit = unit;
+        self
+    }
+    /// Packs numbers as differences.
+    pub(crate) fn delta(mut self) -> Self {
+        self.packing = Packing::Delta;
+        self
+    }
+    pub(crate) fn encode(&self, rows: &[R]) -> ArrayRef {
+        (self.encode)(rows)
+    }
+    pub(crate) fn field(&self) -> Field {
+        let mut metadata = HashMap::from([("meaning".to_owned(), self.meaning.to_owned())]);
+        if !self.unit.is_empty() {
+            metadata.insert("unit".to_owned(), self.unit.to_owned());
+        }
+        Field::new(self.name, self.data_type.clone(), self.nullable).with_metadata(metadata)
+    }
+    pub(crate) fn describe(&self) -> ColumnDoc {
+        let type_name = format!("{}{}", type_name(&self.data_type), if self.nullable { "?" } else { "" });
+        ColumnDoc { name: self.name, type_name, unit: self.unit, meaning: self.meaning }
+    }
+    /// The Parquet leaves that are to be packed as differences.
+    pub(crate) fn delta_leaves(&self) -> Vec<Vec<String>> {
+        let path = |parts: &[&str]| parts.iter().map(|&p| p.to_owned()).collect();
+        match (&self.data_type, self.packing) {
+            (_, Packing::Dictionary) => vec![],
+            (DataType::List(_), Packing::Delta) => {
+                vec![path(&[self.name, "list", "element", "seq"]), path(&[self.name, "list", "element", "at_ns"])]
+            }
+            (_, Packing::Delta) => vec![path(&[self.name])],
+        }
+    }
+}
+
+/// The Arrow schema of a table's columns.
+pub(crate) fn schema_of<R>(columns: &[Column<R>]) -> SchemaRef {
+    Arc::new(Schema::new(columns.iter().map(Column::field).collect::<Vec<_>>()))
+}
+
+fn type_name(data_type: &DataType) -> String {
+    match data_type {
+        DataType::List(item) => format!("list<{}>", type_name(item.data_type())),
+        DataType::Struct(fields) => {
+            let parts: Vec<_> = fields.iter().map(|f| format!("{}: {}", f.name(), type_name(f.data_type()))).collect();
+            format!("struct<{}>", parts.join(", "))
+        }
+        DataType::Map(_, _) => "map<utf8, utf8>".to_owned(),
+        other => other.to_string().to_lowercase(),
+    }
+}
+
+fn number<R, T: ArrowPrimitiveType>(
+    name: &'static str,
+    get: impl Fn(&R) -> T::Native + Send + Sync + 'static,
+) -> Column<R> {
+    let encode = move |rows: &[R]| Arc::new(PrimitiveArray::<T>::from_iter_values(rows.iter().map(&get))) as ArrayRef;
+    Column::new(name, T::DATA_TYPE, false, Packing::Dictionary, Box::new(encode))
+}
+
+fn opt_number<R, T: ArrowPrimitiveType>(
+    name: &'static str,
+    get: impl Fn(&R) -> Option<T::Native> + Send + Sync + 'static,
+) -> Column<R> {
+    let encode = move |rows: &[R]| Arc::new(rows.iter().map(&get).collect::<PrimitiveArray<T>>()) as ArrayRef;
+    Column::new(name, T::DATA_TYPE, true, Packing::Dictionary, Box::new(encode))
+}
+
+pub(crate) fn u64<R>(name: &'static str, get: impl Fn(&R) -> u64 + Send + Sync + 'static) -> Column<R> {
+    number::<R, UInt64Type>(name, get)
+}
+pub(crate) fn opt_u64<R>(name: &'static str, get: impl Fn(&R) -> Option<u64> + Send + Sync + 'static) -> Column<R> {
+    opt_number::<R, UInt64Type>(name, get)
+}
+pub(crate) fn i64<R>(name: &'static str, get: impl Fn(&R) -> i64 + Send + Sync + 'static) -> Column<R> {
+    number::<R, Int64Type>(name, get)
+}
+pub(crate) fn opt_i64<R>(name: &'static str, get: impl Fn(&R) -> Option<i64> + Send + Sync + 'static) -> Column<R> {
+    opt_number::<R, Int64Type>(name, get)
+}
+pub(crate) fn u32<R>(name: &'static str, get: impl Fn(&R) -> u32 + Send + Sync + 'static) -> Column<R> {
+    number::<R, UInt32Type>(name, get)
+}
+pub(crate) fn opt_u32<R>(name: &'static str, get: impl Fn(&R) -> Option<u32> + Send + Sync + 'static) -> Column<R> {
+    opt_number::<R, UInt32Type>(name, get)
+}
+pub(crate) fn u16<R>(name: &'static str, get: impl Fn(&R) -> u16 + Send + Sync + 'static) -> Column<R> {
+    number::<R, UInt16Type>(name, get)
+}
+pub(crate) fn opt_u16<R>(name: &'static str, get: impl Fn(&R) -> Option<u16> + Send + Sync + 'static) -> Column<R> {
+    opt_number::<R, UInt16Type>(name, get)
+}
+
+pub(crate) fn flag<R>(name: &'static str, get: impl Fn(&R) -> bool + Send + Sync + 'static) -> Column<R> {
+    let encode = move |rows: &[R]| Arc::new(rows.iter().map(|r| Some(get(r))).collect::<BooleanArray>()) as ArrayRef;
+    Column::new(name, DataType::Boolean, false, Packing::Dictionary, Box::new(encode))
+}
+
+pub(crate) fn text<R>(name: &'static str, get: impl Fn(&R) -> &str + Send + Sync + 'static) -> Column<R> {
+    let encode = move |rows: &[R]| Arc::new(StringArray::from_iter_values(rows.iter().map(&get))) as ArrayRef;
+    Column::new(name, DataType::Utf8, false, Packing::Dictionary, Box::new(encode))
+}
+pub(crate) fn opt_text<R>(name: &'static str, get: impl Fn(&R) -> Option<&str> + Send + Sync + 'static) -> Column<R> {
+    let encode = move |rows: &[R]| Arc::new(rows.iter().map(&get).collect::<StringArray>()) as ArrayRef;
+    Column::new(name, DataType::Utf8, true, Packing::Dictionary, Box::new(encode))
+}
+
+pub(crate) fn named<R, N: Named>(name: &'static str, get: impl Fn(&R) -> N + Send + Sync + 'static) -> Column<R> {
+    let encode =
+        move |rows: &[R]| Arc::new(StringArray::from_iter_values(rows.iter().map(|r| get(r).name()))) as ArrayRef;
+    Column::new(name, DataType::Utf8, false, Packing::Dictionary, Box::new(encode))
+}
+pub(crate) fn opt_named<R, N: Named>(
+    name: &'static str,
+    get: impl Fn(&R) -> Option<N> + Send + Sync + 'static,
+) -> Column<R> {
+    let encode =
+        move |rows: &[R]| Arc::new(rows.iter().map(|r| get(r).map(|n| n.name())).collect::<StringArray>()) as ArrayRef;
+    Column::new(name, DataType::Utf8, true, Packing::Dictionary, Box::new(encode))
+}
+
+/// An IP address as text, which every tool can show and compare; the dictionary makes it as small as a number.
+pub(crate) fn ip<R>(name: &'static str, get: impl Fn(&R) -> IpAddr + Send + Sync + 'static) -> Column<R> {
+    let encode =
+        move |rows: &[R]| Arc::new(rows.iter().map(|r| Some(get(r).to_string())).collect::<StringArray>()) as ArrayRef;
+    Column::new(name, DataType::Utf8, false, Packing::Dictionary, Box::new(encode))
+}
+pub(crate) fn opt_ip<R>(name: &'static str, get: impl Fn(&R) -> Option<IpAddr> + Send + Sync + 'static) -> Column<R> {
+    let encode = move |rows: &[R]| {
+        Arc::new(rows.iter().map(|r| get(r).map(|ip| ip.to_string())).collect::<StringArray>()) as ArrayRef
+    };
+    Column::new(name, DataType::Utf8, true, Packing::Dictionary, Box::new(encode))
+}
+
+/// The name that Parquet's own specification gives to a list's items, so that paths are the same in every tool.
+const ELEMENT: &str = "element";
+
+pub(crate) fn texts<R>(
+    name: &'static str,
+    each: impl Fn(&R, &mut dyn FnMut(&str)) + Send + Sync + 'static,
+) -> Column<R> {
+    let item: FieldRef = Arc::new(Field::new(ELEMENT, DataType::Utf8, false));
+    let data_type = DataType::List(Arc::clone(&item));
+    let encode = move |rows: &[R]| {
+        let mut builder = ListBuilder::new(StringBuilder::new()).with_field(Arc::clone(&item));
+        for row in rows {
+            each(row, &mut |text| builder.values().append_value(text));
+            builder.append(true);
+        }
+        Arc::new(builder.finish()) as ArrayRef
+    };
+    Column::new(name, data_type, false, Packing::Dictionary, Box::new(encode))
+}
+
+fn instant_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("seq", DataType::UInt32, false),
+        Field::new("at_ns", DataType::UInt64, false)
+            .with_metadata(HashMap::from([("unit".to_owned(), "ns".to_owned())])),
+    ])
+}
+
+pub(crate) fn instants<R>(
+    name: &'static str,
+    get: impl for<'a> Fn(&'a R) -> &'a [SeqInstant] + Send + Sync + 'static,
+) -> Column<R> {
+    let item: FieldRef = Arc::new(Field::new(ELEMENT, DataType::Struct(instant_fields()), false));
+    let data_type = DataType::List(Arc::clone(&item));
+    let encode = move |rows: &[R]| {
+        let (mut seq, mut at) = (UInt32Builder::new(), UInt64Builder::new());
+        for instant in rows.iter().flat_map(&get) {
+            seq.append_value(instant.seq.0);
+            at.append_value(instant.at.0);
+        }
+        let items = StructArray::new(instant_fields(), vec![Arc::new(seq.finish()), Arc::new(at.finish())], None);
+        let offsets = OffsetBuffer::from_lengths(rows.iter().map(|r| get(r).len()));
+        Arc::new(ListArray::new(Arc::clone(&item), offsets, Arc::new(items), None)) as ArrayRef
+    };
+    Column::new(name, data_type, false, Packing::Delta, Box::new(encode))
+}
+
+pub(crate) fn labels<R>(
+    name: &'static str,
+    get: impl Fn(&R) -> &BTreeMap<String, String> + Send + Sync + 'static,
+) -> Column<R> {
+    let entries =
+        Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Utf8, false)]);
+    let data_type = DataType::Map(Arc::new(Field::new("key_value", DataType::Struct(entries), false)), false);
+    let encode = move |rows: &[R]| {
+        let names = MapFieldNames { entry: "key_value".into(), key: "key".into(), value: "value".into() };
+        let mut builder = MapBuilder::new(Some(names), StringBuilder::new(), StringBuilder::new())
+            .with_values_field(Field::new("value", DataType::Utf8, false));
+        for row in rows {
+            for (key, value) in get(row) {
+                builder.keys().append_value(key);
+                builder.values().append_value(value);
+            }
+            builder.append(true).expect("a map's builder has as many keys as values, because both are appended above");
+        }
+        Arc::new(builder.finish()) as ArrayRef
+    };
+    Column::new(name, data_type, false, Packing::Dictionary, Box::new(encode))
+}

@@ -1,0 +1,59 @@
+//! The texts that stand for the model's enumerations in the files: the same that serde writes, in one place for both
+//! directions.
+
+use meshdiff_model::{AccessLogType, Direction, HopProtocol, ProcessRole, ProxyKind, Side, TcpState};
+
+/// An enumeration whose variants have names in the files.
+pub(crate) trait Named: Sized {
+    /// What stands in the file.
+    fn name(&self) -> &'static str;
+    /// The variant of a name; `None` if no variant has it.
+    fn from_name(name: &str) -> Option<Self>;
+}
+
+macro_rules! named {
+    ($($type:ident { $($variant:ident = $name:literal),+ $(,)? })+) => {
+        $(impl Named for $type {
+            fn name(&self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+            fn from_name(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)+ _ => None }
+            }
+        })+
+
+        #[cfg(test)]
+        mod tests {
+            use super::*;
+
+            #[test]
+            fn names_go_both_ways_and_are_those_of_serde() {
+                $($({
+                    assert_eq!($type::from_name($name), Some($type::$variant));
+                    let json = serde_json::to_value($type::$variant).expect("serialises");
+                    assert_eq!(json, $name, "{}", stringify!($type));
+                })+)+
+                assert_eq!(Side::from_name("Client"), None);
+            }
+        }
+    };
+}
+
+named! {
+    Direction { Egress = "egress", Ingress = "ingress" }
+    Side { Client = "client", Server = "server" }
+    HopProtocol {
+        Http = "http", Http10 = "http/1.0", Http11 = "http/1.1", Http2 = "http/2", Http3 = "http/3", Tcp = "tcp",
+    }
+    AccessLogType {
+        NotSet = "not_set", DownstreamEnd = "downstream_end", TcpConnectionEnd = "tcp_connection_end",
+        UpstreamEnd = "upstream_end", Other = "other",
+    }
+    ProxyKind { Sidecar = "sidecar", Router = "router", Waypoint = "waypoint", Other = "other" }
+    ProcessRole { Sidecar = "sidecar", Application = "application" }
+    TcpState {
+        Established = "established", SynSent = "syn_sent", SynRecv = "syn_recv", FinWait1 = "fin_wait1",
+        FinWait2 = "fin_wait2", TimeWait = "time_wait", Close = "close", CloseWait = "close_wait",
+        LastAck = "last_ack", Listen = "listen", Closing = "closing", NewSynRecv = "new_syn_recv",
+    }
+}

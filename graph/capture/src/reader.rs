@@ -1,0 +1,263 @@
+//! Reads a capture.
+
+use crate::damage::{Damage, DamagedPart, PartError};
+use crate::error::CaptureError;
+use crate::file::{is_temporary, part_number};
+use crate::meta::{Meta, RecordingState};
+use crate::part;
+use crate::table::Table;
+use crate::tables::Row;
+use crate::view::Interner;
+use bytes::Bytes;
+use meshdiff_model::{HopSide, Message, Process, Proxy, Socket, SocketEvent};
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// How a recording ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureState {
+    /// Properly.
+    Complete,
+    /// Its recorder died: everything up to its last roll is there.
+    Interrupted,
+    /// It has not: someone is recording into it right now.
+    InProgress,
+}
+
+/// How to read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadOptions {
+    /// Fail at the first damaged part instead of leaving it out.
+    pub strict: bool,
+}
+
+/// A capture that can be read.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    dir: PathBuf,
+    meta: Meta,
+    state: CaptureState,
+}
+
+/// Everything in a capture but single events.
+#[derive(Clone, Debug)]
+pub struct CaptureData {
+    /// `meta.json`.
+    pub meta: Meta,
+    /// How the recording ended.
+    pub state: CaptureState,
+    /// Sockets as they were known last, by cookie.
+    pub sockets: Vec<Socket>,
+    /// By socket and direction, in stream order (the order in which assembly made them).
+    pub messages: Vec<Message>,
+    /// In order of arrival.
+    pub access_logs: Vec<HopSide>,
+    /// Proxies as they were known last, by node id.
+    pub proxies: Vec<Proxy>,
+    /// Processes as they were known last, by process id.
+    pub processes: Vec<Process>,
+    /// What could not be read.
+    pub damage: Damage,
+}
+
+impl CaptureData {
+    /// What the operator should know of this capture before trusting a report of it: the recorder's own warnings, how it
+    /// ended, and what could not be read.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut out = self.meta.warnings.clone();
+        match self.state {
+            CaptureState::Complete => {}
+            CaptureState::Interrupted => {
+                out.push("the recording was not ended properly: what its recorder had in memory is missing".to_owned());
+            }
+            CaptureState::InProgress => {
+                out.push("the recording is still running: this is what it has until now".to_owned())
+            }
+        }
+        out.extend(self.damage.warnings());
+        out
+    }
+}
+
+impl Capture {
+    /// Opens a capture.
+    ///
+    /// # Errors
+    /// If there is none, if it is not one, or if a later version wrote it.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, CaptureError> {
+        let dir = dir.as_ref();
+        match fs::metadata(dir) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(CaptureError::NotAFolder(dir.to_owned())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(CaptureError::NotFound(dir.to_owned())),
+            Err(e) => return Err(CaptureError::Read { path: dir.to_owned(), source: e }),
+        }
+        let meta = Meta::read(dir)?;
+        let state = match meta.state {
+            RecordingState::Complete => CaptureState::Complete,
+            RecordingState::Recording if is_locked(dir) => CaptureState::InProgress,
+            RecordingState::Recording => CaptureState::Interrupted,
+        };
+        Ok(Self { dir: dir.to_owned(), meta, state })
+    }
+
+    /// `meta.json`.
+    #[must_use]
+    pub const fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// How the recording ended.
+    #[must_use]
+    pub const fn state(&self) -> CaptureState {
+        self.state
+    }
+
+    /// Reads everything but single events, and leaves out what is damaged.
+    ///
+    /// # Errors
+    /// If a folder cannot be listed.
+    pub fn read(&self) -> Result<CaptureData, CaptureError> {
+        self.read_with(ReadOptions::default())
+    }
+
+    /// Reads everything but single events.
+    ///
+    /// # Errors
+    /// If a folder cannot be listed; if told to be strict, also if a part is damaged.
+    pub fn read_with(&self, options: ReadOptions) -> Result<CaptureData, CaptureError> {
+        let mut reading = Reading { capture: self, options, strings: Interner::default(), damage: Damage::default() };
+        let sockets = reading.table::<Socket>()?;
+        let mut messages = reading.table::<Message>()?;
+        let access_logs = reading.table::<HopSide>()?;
+        let proxies = reading.table::<Proxy>()?;
+        let processes = reading.table::<Process>()?;
+        // Stable: what assembly made of one socket and direction stays in its order.
+        messages.sort_by_key(|m| (m.socket, m.direction));
+        for warning in reading.damage.warnings() {
+            tracing::warn!(capture = %self.dir.display(), "{warning}");
+        }
+        Ok(CaptureData {
+            meta: self.meta.clone(),
+            state: self.state,
+            sockets: last_of_each(sockets, |s| s.cookie),
+            messages,
+            access_logs,
+            proxies: last_of_each(proxies, |p| p.node.clone()),
+            processes: last_of_each(processes, |p| p.tgid),
+            damage: reading.damage,
+        })
+    }
+
+    /// Reads the single socket events of a capture that was recorded with `--raw`, in the order in which they were
+    /// recorded; empty for another.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_events(&self) -> Result<(Vec<SocketEvent>, Damage), CaptureError> {
+        let mut reading = Reading {
+            capture: self,
+            options: ReadOptions::default(),
+            strings: Interner::default(),
+            damage: Damage::default(),
+        };
+        let events = reading.table::<SocketEvent>()?;
+        Ok((events, reading.damage))
+    }
+}
+
+struct Reading<'a> {
+    capture: &'a Capture,
+    options: ReadOptions,
+    strings: Interner,
+    damage: Damage,
+}
+
+impl Reading<'_> {
+    fn table<R: Row>(&mut self) -> Result<Vec<R>, CaptureError> {
+        let dir = self.capture.dir.join(R::TABLE.as_str());
+        let parts = self.parts(&dir)?;
+        let counted = self.capture.meta.tables.get(&R::TABLE).map_or(0, |t| t.parts);
+        let missing = counted.saturating_sub(parts.len() as u64);
+        if missing > 0 {
+            self.damage.missing_parts.insert(R::TABLE, missing);
+        }
+        let mut rows = Vec::new();
+        for path in parts {
+            match read_part::<R>(&path, &self.strings) {
+                Ok(part) => {
+                    rows.extend(part.rows);
+                    if let Some(column) = part.first_rejected {
+                        self.damage.rejected_rows.entry(R::TABLE).or_insert((0, column)).0 += part.rejected;
+                    }
+                }
+                Err(reason) => {
+                    let damaged = DamagedPart { table: R::TABLE, path, reason };
+                    if self.options.strict {
+                        return Err(CaptureError::Damaged(damaged));
+                    }
+                    self.damage.parts.push(damaged);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// The parts of a table in the order in which they were written. Also takes Parquet files of other names, after those
+    /// of ours: a user may have merged parts.
+    fn parts(&mut self, dir: &Path) -> Result<Vec<PathBuf>, CaptureError> {
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(CaptureError::Read { path: dir.to_owned(), source: e }),
+        };
+        let mut parts = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(CaptureError::read(dir))?.path();
+            if is_temporary(&path) {
+                // While a recorder runs this is its part in the making.
+                self.damage.leftover_temporary_files += u64::from(self.capture.state != CaptureState::InProgress);
+            } else if path.extension().is_some_and(|e| e == "parquet") {
+                parts.push(path);
+            }
+        }
+        parts.sort_by_cached_key(|path| (part_number(path).unwrap_or(u64::MAX), path.clone()));
+        Ok(parts)
+    }
+}
+
+fn read_part<R: Row>(path: &Path, strings: &Interner) -> Result<crate::tables::Decoded<R>, PartError> {
+    let io = |e: io::Error| PartError::Io(e.to_string());
+    let found = fs::metadata(path).map_err(io)?;
+    if !found.is_file() {
+        return Err(PartError::Io("it is not a file".to_owned()));
+    }
+    if found.len() > part::MAX_FILE_BYTES {
+        return Err(PartError::TooLarge(format!("{} bytes", found.len())));
+    }
+    let bytes = fs::read(path).map_err(io)?;
+    part::decode(Bytes::from(bytes), strings)
+}
+
+/// The last row of each key, by key.
+fn last_of_each<R, K: Ord>(rows: Vec<R>, key: impl Fn(&R) -> K) -> Vec<R> {
+    let last: BTreeMap<K, R> = rows.into_iter().map(|row| (key(&row), row)).collect();
+    last.into_values().collect()
+}
+
+/// True if a recorder holds the folder. Asks for a shared lock, so that readers do not take each other for a recorder.
+fn is_locked(dir: &Path) -> bool {
+    let Ok(folder) = File::open(dir) else { return false };
+    matches!(folder.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+impl Table {
+    /// The folder of this table in a capture.
+    #[must_use]
+    pub fn folder(self, capture: &Path) -> PathBuf {
+        capture.join(self.as_str())
+    }
+}

@@ -1,0 +1,228 @@
+//! What is written is what is read, for every table and any rows.
+
+use meshdiff_capture::{Capture, CaptureSink, CaptureState, CaptureWriter, WriterOptions};
+use meshdiff_model::*;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+mod common;
+
+fn texts() -> impl Strategy<Value = String> {
+    prop_oneof![Just(String::new()), "[a-z./|~-]{1,24}", any::<String>()]
+}
+fn text() -> impl Strategy<Value = Arc<str>> {
+    texts().prop_map(Arc::from)
+}
+fn ip() -> impl Strategy<Value = IpAddr> {
+    any::<IpAddr>()
+}
+fn socket_addr() -> impl Strategy<Value = SocketAddr> {
+    (ip(), any::<u16>()).prop_map(|(ip, port)| SocketAddr::new(ip, port))
+}
+fn mono() -> impl Strategy<Value = MonotonicNs> {
+    any::<u64>().prop_map(MonotonicNs)
+}
+fn span() -> impl Strategy<Value = DurationNs> {
+    any::<i64>().prop_map(DurationNs)
+}
+fn seq() -> impl Strategy<Value = SeqNo> {
+    any::<u32>().prop_map(SeqNo)
+}
+fn instants() -> impl Strategy<Value = Vec<SeqInstant>> {
+    vec((seq(), mono()).prop_map(|(seq, at)| SeqInstant { seq, at }), 0..4)
+}
+
+prop_compose! {
+    fn sockets()(
+        cookie in any::<u64>(), netns in any::<u32>(), local in socket_addr(), remote in socket_addr(),
+        owner in option::of(any::<u32>()), times in vec(option::of(mono()), 3), seen in (mono(), mono()),
+        srtt in option::of(span()), lost_events in any::<u64>(),
+    ) -> Socket {
+        Socket {
+            cookie: SocketCookie(cookie), netns: NetnsId(netns), local: LocalAddr(local), remote: PeerAddr(remote),
+            owner: owner.map(Tgid), connect_start: times[0], established: times[1], closed: times[2],
+            first_seen: seen.0, last_seen: seen.1, srtt, lost_events,
+        }
+    }
+}
+
+fn content() -> impl Strategy<Value = Content> {
+    prop_oneof![
+        Just(Content::Unknown),
+        (text(), text()).prop_map(|(method, path)| Content::Http1Request { method, path }),
+        any::<u16>().prop_map(|status| Content::Http1Response { status }),
+        Just(Content::Http2Preface),
+        Just(Content::TlsHandshake),
+        Just(Content::TlsApplicationData),
+    ]
+}
+
+prop_compose! {
+    fn messages()(
+        cookie in 0_u64..3, egress in any::<bool>(), range in (seq(), seq()), sends in instants(), readies in instants(),
+        recvs in instants(), elided in any::<u32>(), gap_before in any::<bool>(), content in content(),
+        head_end in option::of(seq()),
+    ) -> Message {
+        Message {
+            socket: SocketCookie(cookie), direction: if egress { Direction::Egress } else { Direction::Ingress },
+            seq: SeqRange { start: range.0, end: range.1 }, sends, readies, recvs, elided, gap_before, content, head_end,
+        }
+    }
+}
+
+prop_compose! {
+    fn access_logs()(
+        node in text(), side in prop_oneof![Just(None), Just(Some(Side::Client)), Just(Some(Side::Server))],
+        protocol in prop::sample::select(vec![HopProtocol::Http, HopProtocol::Http10, HopProtocol::Http11,
+            HopProtocol::Http2, HopProtocol::Http3, HopProtocol::Tcp]),
+        access_log_type in prop::sample::select(vec![AccessLogType::NotSet, AccessLogType::DownstreamEnd,
+            AccessLogType::TcpConnectionEnd, AccessLogType::UpstreamEnd, AccessLogType::Other]),
+        start in any::<i64>(), t in vec(option::of(span()), 8), a in vec(option::of(socket_addr()), 5),
+        s in vec(option::of(text()), 8), attempts in option::of(any::<u32>()), response_flags in vec(text(), 0..3),
+        same_ids in any::<bool>(), response_code in option::of(any::<u16>()), bytes in (any::<u64>(), any::<u64>()),
+        downstream_tls in any::<bool>(),
+    ) -> HopSide {
+        HopSide {
+            node: NodeId(node), side, protocol, access_log_type, start_time: WallTime(start),
+            timings: HopTimings {
+                time_to_last_rx_byte: t[0], time_to_first_upstream_tx_byte: t[1], time_to_last_upstream_tx_byte: t[2],
+                time_to_first_upstream_rx_byte: t[3], time_to_last_upstream_rx_byte: t[4],
+                time_to_first_downstream_tx_byte: t[5], time_to_last_downstream_tx_byte: t[6], duration: t[7],
+            },
+            downstream_direct_remote_address: a[0].map(DownstreamDirectRemoteAddr),
+            downstream_remote_address: a[1].map(DownstreamRemoteAddr),
+            downstream_local_address: a[2].map(DownstreamLocalAddr),
+            upstream_local_address: a[3].map(UpstreamLocalAddr),
+            upstream_remote_address: a[4].map(UpstreamRemoteAddr),
+            upstream_cluster: s[0].clone(), route_name: s[1].clone(), upstream_request_attempt_count: attempts,
+            response_flags, request_id: s[2].clone().map(RequestId),
+            stream_id: if same_ids { s[2].clone() } else { s[3].clone() },
+            method: s[4].clone(), authority: s[5].clone(), path: s[6].clone(), response_code,
+            response_code_details: s[7].clone(), request_body_bytes: bytes.0, response_body_bytes: bytes.1,
+            tls_sni_hostname: s[1].clone(), downstream_tls,
+        }
+    }
+}
+
+prop_compose! {
+    fn proxies()(
+        node in text(), kind in prop::sample::select(vec![ProxyKind::Sidecar, ProxyKind::Router, ProxyKind::Waypoint, ProxyKind::Other]),
+        address in option::of(ip()), instance_ips in vec(ip(), 0..4), s in vec(option::of(texts()), 12),
+        labels in btree_map(texts(), texts(), 0..4),
+    ) -> Proxy {
+        Proxy {
+            node: NodeId(node), kind, address, instance_ips, pod: s[0].clone(), namespace: s[1].clone(),
+            workload: s[2].clone(), owner: s[3].clone(), service: s[4].clone(), version: s[5].clone(),
+            cluster_id: s[6].clone(), node_name: s[7].clone(), locality: s[8].clone(), istio_version: s[9].clone(),
+            envoy_version: s[10].clone(), interception_mode: s[11].clone(), labels,
+        }
+    }
+}
+
+prop_compose! {
+    fn processes()(
+        tgid in any::<u32>(), netns in any::<u32>(), comm in texts(), exe in option::of(texts()),
+        uid in option::of(any::<u32>()), cgroup in option::of(texts()), sidecar in any::<bool>(),
+    ) -> Process {
+        let role = if sidecar { ProcessRole::Sidecar } else { ProcessRole::Application };
+        Process { tgid: Tgid(tgid), netns: NetnsId(netns), comm, exe, uid, cgroup, role }
+    }
+}
+
+fn state() -> impl Strategy<Value = TcpState> {
+    (1_u8..=12).prop_map(|n| TcpState::from_kernel(n).expect("a state"))
+}
+
+fn events() -> impl Strategy<Value = SocketEvent> {
+    let kind = prop_oneof![
+        (seq(), any::<u32>()).prop_map(|(seq, len)| SocketEventKind::Send { seq, len }),
+        (seq(), seq()).prop_map(|(rcv_nxt, copied_seq)| SocketEventKind::Ready { rcv_nxt, copied_seq }),
+        (seq(), any::<u32>()).prop_map(|(copied_seq, len)| SocketEventKind::Recv { copied_seq, len }),
+        (state(), state()).prop_map(|(old, new)| SocketEventKind::State { old, new }),
+    ];
+    (any::<u64>(), any::<u32>(), mono(), any::<u32>(), kind).prop_map(|(cookie, counter, at, tgid, kind)| SocketEvent {
+        socket: SocketCookie(cookie),
+        counter,
+        at,
+        tgid: Tgid(tgid),
+        kind,
+    })
+}
+
+fn last_by<R: Clone, K: Ord>(rows: &[R], key: impl Fn(&R) -> K) -> Vec<R> {
+    rows.iter().map(|r| (key(r), r.clone())).collect::<BTreeMap<_, _>>().into_values().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn what_is_written_is_read(
+        sockets in vec(sockets(), 0..12), messages in vec(messages(), 0..24), access_logs in vec(access_logs(), 0..12),
+        proxies in vec(proxies(), 0..6), processes in vec(processes(), 0..6), events in vec(events(), 0..12),
+        roll_every in 1_usize..9, in_memory in 1_usize..9,
+    ) {
+        let tmp = tempfile::tempdir().expect("a folder");
+        let dir = tmp.path().join("capture");
+        let options = WriterOptions { raw: true, sync: false, max_rows_in_memory: in_memory, ..Default::default() };
+        let mut writer = CaptureWriter::create(&dir, &common::meta(), options).expect("created");
+        for (i, m) in messages.iter().enumerate() {
+            writer.write_message(m.clone()).expect("written");
+            if i % roll_every == 0 { writer.roll(&common::meta()).expect("rolled"); }
+        }
+        for s in &sockets { writer.write_socket(s.clone()).expect("written"); }
+        for h in &access_logs { writer.write_access_log(h.clone()).expect("written"); }
+        for p in &proxies { writer.write_proxy(p.clone()).expect("written"); }
+        for p in &processes { writer.write_process(p.clone()).expect("written"); }
+        for e in &events { writer.write_event(e.clone()).expect("written"); }
+        let stored = writer.finish(common::meta()).expect("finished");
+        drop(writer);
+
+        let capture = Capture::open(&dir).expect("opens");
+        prop_assert_eq!(capture.state(), CaptureState::Complete);
+        let data = capture.read().expect("reads");
+        prop_assert!(data.damage.is_empty(), "{:?}", data.damage);
+        prop_assert_eq!(&data.meta, &stored);
+        prop_assert_eq!(data.sockets, last_by(&sockets, |s| s.cookie));
+        let mut expected = messages;
+        expected.sort_by_key(|m| (m.socket, m.direction));
+        prop_assert_eq!(data.messages, expected);
+        prop_assert_eq!(data.access_logs, access_logs);
+        prop_assert_eq!(data.proxies, last_by(&proxies, |p| p.node.clone()));
+        prop_assert_eq!(data.processes, last_by(&processes, |p| p.tgid));
+        prop_assert_eq!(capture.read_events().expect("reads").0, events);
+    }
+}
+
+#[test]
+fn plausible_rows_are_small() {
+    let tmp = tempfile::tempdir().expect("a folder");
+    let dir = tmp.path().join("capture");
+    let mut writer = CaptureWriter::create(&dir, &common::meta(), WriterOptions::default()).expect("created");
+    // Ten seconds of Bookinfo at 200 requests/s: a roll a second.
+    for second in 0..10_u64 {
+        for i in 0..9_600 {
+            writer.write_message(common::message(second * 9_600 + i)).expect("written");
+        }
+        for i in 0..1_600 {
+            writer.write_access_log(common::access_log(second * 1_600 + i)).expect("written");
+        }
+        writer.roll(&common::meta()).expect("rolled");
+    }
+    let meta = writer.finish(common::meta()).expect("finished");
+    let per_row = |t| {
+        let stats = meta.tables[&t];
+        assert!(stats.rows > 0);
+        stats.bytes as f64 / stats.rows as f64
+    };
+    let (message, log) = (per_row(meshdiff_capture::Table::Messages), per_row(meshdiff_capture::Table::AccessLogs));
+    println!("bytes per row: message {message:.1}, access log {log:.1}");
+    assert!(message < 40.0, "{message}");
+    assert!(log < 120.0, "{log}");
+    let data = Capture::open(&dir).expect("opens").read().expect("reads");
+    assert_eq!((data.messages.len(), data.access_logs.len()), (96_000, 16_000));
+}
