@@ -1,0 +1,120 @@
+//! Whom a sidecar can reach.
+
+use serde_json::{Value, json};
+
+use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
+use crate::topology::{NAMESPACE, SERVICE_PORT, Service};
+
+/// The access log service, named as Istio names the Service of an extension provider.
+pub(super) fn als_name(parts: &Parts<'_>) -> String {
+    format!("outbound|{}||meshdiff-als.{NAMESPACE}.svc.cluster.local", parts.settings.als.port())
+}
+
+/// The waiting server.
+pub(super) const AUTHZ: &str = "lab-ext-authz";
+
+pub(super) fn outbound_name(service: &Service) -> String {
+    format!("outbound|{SERVICE_PORT}||{}", service.fqdn())
+}
+
+pub(super) fn inbound_name() -> String {
+    format!("inbound|{SERVICE_PORT}||")
+}
+
+pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
+    let mut clusters: Vec<_> = parts.topology.services.iter().map(|service| outbound(parts, service)).collect();
+    clusters.push(original_dst(&inbound_name(), true));
+    clusters.push(original_dst("InboundPassthroughCluster", true));
+    clusters.push(original_dst("PassthroughCluster", false));
+    clusters.push(json!({ "name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": "10s" }));
+    clusters.push(als(parts));
+    if parts.settings.ext_authz {
+        clusters.push(fixed(
+            AUTHZ,
+            &[("127.0.0.1".to_owned(), AUTHZ_PORT)],
+            http_options(json!({ "http_protocol_options": {} })),
+        ));
+    }
+    clusters
+}
+
+fn outbound(parts: &Parts<'_>, service: &Service) -> Value {
+    let endpoints: Vec<_> = service.endpoints.iter().map(|ip| (ip.to_string(), SERVICE_PORT)).collect();
+    // HTTP/1.1 upstream is what Istio does for a port named `http`, unless H2 upgrades are asked for.
+    let mut cluster = fixed(&outbound_name(service), &endpoints, http_options(json!({ "http_protocol_options": {} })));
+    cluster["lb_policy"] = json!("ROUND_ROBIN");
+    if let Some(identity) = parts.identity {
+        let context =
+            tls_context(identity, &["istio-http/1.1", "istio", "http/1.1"], json!({ "exact": service.spiffe_id() }));
+        cluster["transport_socket"] = extension(
+            "envoy.transport_sockets.tls",
+            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            json!({
+                "common_tls_context": context,
+                "sni": format!("outbound_.{SERVICE_PORT}_._.{}", service.fqdn()),
+            }),
+        );
+    }
+    cluster
+}
+
+fn fixed(name: &str, endpoints: &[(String, u16)], options: Value) -> Value {
+    let endpoints: Vec<_> =
+        endpoints.iter().map(|(ip, port)| json!({ "endpoint": { "address": socket_address(ip, *port) } })).collect();
+    json!({
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "10s",
+        "circuit_breakers": unlimited(),
+        "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": endpoints }] },
+        "typed_extension_protocol_options": options,
+    })
+}
+
+fn original_dst(name: &str, inbound: bool) -> Value {
+    let mut cluster = json!({
+        "name": name,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "10s",
+        "circuit_breakers": unlimited(),
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "use_downstream_protocol_config": { "http_protocol_options": {}, "http2_protocol_options": {} },
+            }
+        },
+    });
+    if inbound {
+        // The address by which the nat rules tell the sidecar's own connections from those to redirect.
+        cluster["upstream_bind_config"] = json!({ "source_address": { "address": "127.0.0.6", "port_value": 0 } });
+    }
+    cluster
+}
+
+fn als(parts: &Parts<'_>) -> Value {
+    let address = parts.settings.als;
+    let mut cluster = fixed(
+        &als_name(parts),
+        &[(address.ip().to_string(), address.port())],
+        http_options(json!({ "http2_protocol_options": {} })),
+    );
+    // The receiver may come and go while traffic flows: give up early, try again.
+    cluster["connect_timeout"] = json!("1s");
+    cluster
+}
+
+fn http_options(explicit: Value) -> Value {
+    json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": explicit,
+        }
+    })
+}
+
+/// Istio lifts every limit that Envoy has by default.
+fn unlimited() -> Value {
+    let max = u32::MAX;
+    json!({ "thresholds": [{ "max_connections": max, "max_pending_requests": max, "max_requests": max, "max_retries": max, "track_remaining": true }] })
+}

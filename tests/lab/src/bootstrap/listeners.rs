@@ -1,0 +1,267 @@
+//! What a sidecar listens to.
+
+use serde_json::{Value, json};
+
+use super::clusters::{AUTHZ, als_name, inbound_name, outbound_name};
+use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
+use crate::authz::{INBOUND_PREFIX, OUTBOUND_PREFIX};
+use crate::hop::{DELAY, NONCE, REQUEST_ID};
+use crate::topology::{NAMESPACE, SERVICE_PORT, Service, TRUST_DOMAIN};
+
+pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
+    vec![virtual_outbound(parts), outbound_http(parts), virtual_inbound(parts)]
+}
+
+/// Takes everything that the application sends, and hands it to the listener of its port.
+fn virtual_outbound(parts: &Parts<'_>) -> Value {
+    json!({
+        "name": "virtualOutbound",
+        "traffic_direction": "OUTBOUND",
+        "address": socket_address("0.0.0.0", 15001),
+        "use_original_dst": true,
+        "access_log": [no_route_log(parts)],
+        "filter_chains": [
+            {
+                "name": "virtualOutbound-trafficloop",
+                "filter_chain_match": { "destination_port": 15001 },
+                "filters": [tcp_proxy(parts, "BlackHoleCluster")],
+            },
+            { "name": "virtualOutbound-catchall-tcp", "filters": [tcp_proxy(parts, "PassthroughCluster")] },
+        ],
+    })
+}
+
+fn outbound_http(parts: &Parts<'_>) -> Value {
+    let name = format!("0.0.0.0_{SERVICE_PORT}");
+    let mut hosts: Vec<_> = parts.topology.services.iter().map(outbound_host).collect();
+    hosts.push(json!({
+        "name": "allow_any",
+        "domains": ["*"],
+        "include_request_attempt_count": true,
+        "routes": [{ "name": "allow_any", "match": { "prefix": "/" }, "route": { "cluster": "PassthroughCluster", "timeout": "0s" } }],
+    }));
+    let manager = http_manager(
+        parts,
+        &format!("outbound_{name}"),
+        json!({ "name": SERVICE_PORT.to_string(), "validate_clusters": false, "virtual_hosts": hosts }),
+        OUTBOUND_PREFIX,
+        json!({}),
+    );
+    json!({
+        "name": name,
+        "traffic_direction": "OUTBOUND",
+        "address": socket_address("0.0.0.0", SERVICE_PORT),
+        "bind_to_port": false,
+        "filter_chains": [{ "filters": [manager] }],
+    })
+}
+
+fn outbound_host(service: &Service) -> Value {
+    let name = service.name;
+    let mut domains = Vec::new();
+    for host in [
+        service.fqdn(),
+        name.to_owned(),
+        format!("{name}.{NAMESPACE}.svc"),
+        format!("{name}.{NAMESPACE}"),
+        service.vip.to_string(),
+    ] {
+        domains.push(format!("{host}:{SERVICE_PORT}"));
+        domains.push(host);
+    }
+    json!({
+        "name": format!("{}:{SERVICE_PORT}", service.fqdn()),
+        "domains": domains,
+        "include_request_attempt_count": true,
+        "routes": [{
+            "name": "default",
+            "match": { "prefix": "/" },
+            "decorator": { "operation": format!("{}:{SERVICE_PORT}/*", service.fqdn()) },
+            "route": {
+                "cluster": outbound_name(service),
+                "timeout": "0s",
+                // Istio's default retry policy.
+                "retry_policy": {
+                    "retry_on": "connect-failure,refused-stream,unavailable,cancelled",
+                    "num_retries": 2,
+                    "retry_host_predicate": [extension(
+                        "envoy.retry_host_predicates.previous_hosts",
+                        "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+                        json!({}),
+                    )],
+                    "host_selection_retry_max_attempts": "5",
+                },
+            },
+        }],
+    })
+}
+
+/// Takes everything that is sent to the pod.
+fn virtual_inbound(parts: &Parts<'_>) -> Value {
+    let name = format!("0.0.0.0_{SERVICE_PORT}");
+    let route = json!({
+        "name": "default",
+        "match": { "prefix": "/" },
+        "decorator": { "operation": format!("{}.{NAMESPACE}.svc.{TRUST_DOMAIN}:{SERVICE_PORT}/*", parts.pod.app) },
+        "route": { "cluster": inbound_name(), "timeout": "0s" },
+    });
+    let manager = http_manager(
+        parts,
+        &format!("inbound_{name}"),
+        json!({
+            "name": inbound_name(),
+            "validate_clusters": false,
+            "virtual_hosts": [{ "name": format!("inbound|http|{SERVICE_PORT}"), "domains": ["*"], "routes": [route] }],
+        }),
+        INBOUND_PREFIX,
+        json!({
+            "forward_client_cert_details": "APPEND_FORWARD",
+            "set_current_client_cert_details": { "subject": true, "dns": true, "uri": true },
+        }),
+    );
+    let chain = |name: &str, port: Option<u16>, filter: Value| {
+        let mut chain = json!({ "name": name, "filter_chain_match": {}, "filters": [filter] });
+        if let Some(port) = port {
+            chain["filter_chain_match"]["destination_port"] = json!(port);
+        }
+        if let Some(identity) = parts.identity {
+            // STRICT: plain text matches no chain, so the connection is closed.
+            chain["filter_chain_match"]["transport_protocol"] = json!("tls");
+            let context =
+                tls_context(identity, &["h2", "http/1.1"], json!({ "prefix": format!("spiffe://{TRUST_DOMAIN}/") }));
+            chain["transport_socket"] = extension(
+                "envoy.transport_sockets.tls",
+                "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+                json!({ "common_tls_context": context, "require_client_certificate": true }),
+            );
+        }
+        chain
+    };
+    let mut listener_filters = vec![extension(
+        "envoy.filters.listener.original_dst",
+        "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
+        json!({}),
+    )];
+    if parts.identity.is_some() {
+        listener_filters.push(extension(
+            "envoy.filters.listener.tls_inspector",
+            "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector",
+            json!({}),
+        ));
+    }
+    json!({
+        "name": "virtualInbound",
+        "traffic_direction": "INBOUND",
+        "address": socket_address("0.0.0.0", 15006),
+        "access_log": [no_route_log(parts)],
+        "listener_filters": listener_filters,
+        "listener_filters_timeout": "0s",
+        "continue_on_listener_filters_timeout": true,
+        "filter_chains": [
+            {
+                "name": "virtualInbound-blackhole",
+                "filter_chain_match": { "destination_port": 15006 },
+                "filters": [tcp_proxy(parts, "BlackHoleCluster")],
+            },
+            chain(&name, Some(SERVICE_PORT), manager),
+            chain("virtualInbound", None, tcp_proxy(parts, "InboundPassthroughCluster")),
+        ],
+    })
+}
+
+fn http_manager(parts: &Parts<'_>, stat_prefix: &str, routes: Value, authz_prefix: &str, more: Value) -> Value {
+    let mut filters = vec![
+        extension("envoy.filters.http.fault", "envoy.extensions.filters.http.fault.v3.HTTPFault", json!({})),
+        extension("envoy.filters.http.cors", "envoy.extensions.filters.http.cors.v3.Cors", json!({})),
+    ];
+    if parts.settings.ext_authz {
+        filters.push(ext_authz(authz_prefix));
+    }
+    filters.push(extension("envoy.filters.http.router", "envoy.extensions.filters.http.router.v3.Router", json!({})));
+    let mut manager = json!({
+        "stat_prefix": stat_prefix,
+        "codec_type": "AUTO",
+        "use_remote_address": false,
+        "generate_request_id": true,
+        "preserve_external_request_id": true,
+        "normalize_path": true,
+        "proxy_100_continue": true,
+        "server_name": "istio-envoy",
+        "stream_idle_timeout": "0s",
+        "upgrade_configs": [{ "upgrade_type": "websocket" }],
+        "access_log": [http_log(parts)],
+        "route_config": routes,
+        "http_filters": filters,
+    });
+    if let (Some(manager), Value::Object(more)) = (manager.as_object_mut(), more) {
+        manager.extend(more);
+    }
+    extension(
+        "envoy.filters.network.http_connection_manager",
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        manager,
+    )
+}
+
+/// The question to the waiting server. A server that is down lets everything pass: the lab's delays are optional.
+fn ext_authz(path_prefix: &str) -> Value {
+    let exact = |name: &str| json!({ "exact": name });
+    extension(
+        "envoy.filters.http.ext_authz",
+        "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
+        json!({
+            "transport_api_version": "V3",
+            "failure_mode_allow": true,
+            "allowed_headers": { "patterns": [exact(NONCE), exact(DELAY), exact(REQUEST_ID)] },
+            "http_service": {
+                "server_uri": { "uri": format!("http://127.0.0.1:{AUTHZ_PORT}"), "cluster": AUTHZ, "timeout": "65s" },
+                "path_prefix": path_prefix,
+            },
+        }),
+    )
+}
+
+fn tcp_proxy(parts: &Parts<'_>, cluster: &str) -> Value {
+    extension(
+        "envoy.filters.network.tcp_proxy",
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        json!({ "stat_prefix": cluster, "cluster": cluster, "access_log": [tcp_log(parts)] }),
+    )
+}
+
+fn common_log_config(parts: &Parts<'_>, log_name: &str) -> Value {
+    json!({
+        "log_name": log_name,
+        "transport_api_version": "V3",
+        "grpc_service": { "envoy_grpc": { "cluster_name": als_name(parts) } },
+        "buffer_flush_interval": "1s",
+    })
+}
+
+fn http_log(parts: &Parts<'_>) -> Value {
+    let headers: Vec<&str> =
+        [REQUEST_ID, "traceparent"].into_iter().chain(parts.settings.als_headers.iter().map(String::as_str)).collect();
+    extension(
+        "envoy.access_loggers.http_grpc",
+        "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        json!({
+            "common_config": common_log_config(parts, "http_envoy_accesslog"),
+            "additional_request_headers_to_log": headers,
+        }),
+    )
+}
+
+fn tcp_log(parts: &Parts<'_>) -> Value {
+    extension(
+        "envoy.access_loggers.tcp_grpc",
+        "envoy.extensions.access_loggers.grpc.v3.TcpGrpcAccessLogConfig",
+        json!({ "common_config": common_log_config(parts, "tcp_envoy_accesslog") }),
+    )
+}
+
+/// The listener's own log: connections that no filter chain took, such as plain text under STRICT.
+fn no_route_log(parts: &Parts<'_>) -> Value {
+    let mut log = tcp_log(parts);
+    log["filter"] = json!({ "response_flag_filter": { "flags": ["NR"] } });
+    log
+}
