@@ -1,0 +1,513 @@
+//! The slowest requests in time: each request's way over its six sockets, and beneath it the calls that it caused.
+//!
+//! Instants of two nodes are never subtracted. Within one node (client application, client sidecar) they are; the server's
+//! half is placed by its own instants if both directions of the network then take no negative time, which they do
+//! when both halves were stamped by one clock, and in the middle of the network's time otherwise (and the page says so).
+
+use super::MAX_WATERFALLS;
+use super::bars::{class, percent};
+use super::hops::EndView;
+use crate::safe::{shorten, visible};
+use crate::text;
+use meshdiff_analyzer::{AttributedRequest, Vantage};
+use meshdiff_model::{Crossing, DurationNs, Evidence, MonotonicNs, Segment};
+
+/// Requests drawn within one waterfall; the rest is counted.
+const MAX_ROWS: usize = 60;
+/// Waterfalls that are open at first.
+const OPEN: usize = 2;
+
+/// All waterfalls.
+pub(super) struct WaterfallsView {
+    pub(super) items: Vec<WaterfallView>,
+    pub(super) hidden: usize,
+}
+
+/// One request and all that it caused.
+pub(super) struct WaterfallView {
+    pub(super) open: bool,
+    pub(super) client: EndView,
+    pub(super) server: EndView,
+    pub(super) what: Request,
+    pub(super) total: String,
+    pub(super) start: String,
+    pub(super) ticks: Vec<Tick>,
+    pub(super) rows: Vec<RowView>,
+    pub(super) hidden_rows: usize,
+    pub(super) notes: Vec<&'static str>,
+}
+
+/// What a request asked for and what it got.
+pub(super) struct Request {
+    pub(super) method: String,
+    pub(super) path: String,
+    pub(super) path_full: String,
+    pub(super) status: String,
+    pub(super) status_class: &'static str,
+    pub(super) id: String,
+}
+
+/// A mark of the time axis.
+pub(super) struct Tick {
+    pub(super) left: String,
+    pub(super) label: String,
+    pub(super) last: bool,
+}
+
+/// One request of a waterfall.
+pub(super) struct RowView {
+    pub(super) depth: usize,
+    pub(super) client: EndView,
+    pub(super) server: EndView,
+    pub(super) what: Request,
+    pub(super) total: String,
+    pub(super) left: String,
+    pub(super) width: String,
+    pub(super) spans: Vec<SpanView>,
+    pub(super) alt: String,
+    pub(super) segments: Vec<SegmentLine>,
+    pub(super) sockets: Vec<SocketLine>,
+    pub(super) facts: Vec<String>,
+}
+
+/// A coloured stretch of time.
+pub(super) struct SpanView {
+    pub(super) class: String,
+    pub(super) left: String,
+    pub(super) width: String,
+    pub(super) tip: String,
+}
+
+/// A segment in numbers.
+pub(super) struct SegmentLine {
+    pub(super) class: String,
+    pub(super) name: &'static str,
+    pub(super) value: String,
+    pub(super) exact: String,
+    pub(super) share: String,
+    pub(super) evidence: &'static str,
+    pub(super) details: String,
+}
+
+/// A socket with its instants, after the start of its own half.
+pub(super) struct SocketLine {
+    pub(super) name: &'static str,
+    pub(super) owner: &'static str,
+    pub(super) addresses: String,
+    pub(super) request: String,
+    pub(super) response: String,
+}
+
+/// How a node's clock is shown: display time = instant − origin.
+#[derive(Clone, Copy)]
+struct Origin(i128);
+
+impl Origin {
+    fn show(self, at: MonotonicNs) -> i64 {
+        i64::try_from(i128::from(at.0) - self.0).unwrap_or(0)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Origins {
+    client: Option<Origin>,
+    server: Option<Origin>,
+    /// The server's half was put in the middle.
+    centred: bool,
+}
+
+impl WaterfallsView {
+    pub(super) fn of(list: &[AttributedRequest]) -> Self {
+        let parent = |i: usize| list[i].parent.filter(|p| *p < i);
+        let roots: Vec<usize> = (0..list.len()).filter(|i| parent(*i).is_none()).collect();
+        let items = roots
+            .iter()
+            .take(MAX_WATERFALLS)
+            .enumerate()
+            .map(|(rank, &root)| {
+                let end = (root + 1..list.len()).find(|i| parent(*i).is_none()).unwrap_or(list.len());
+                WaterfallView::of(list, root, end, rank < OPEN)
+            })
+            .collect();
+        Self { items, hidden: roots.len().saturating_sub(MAX_WATERFALLS) }
+    }
+}
+
+impl WaterfallView {
+    fn of(list: &[AttributedRequest], root: usize, end: usize, open: bool) -> Self {
+        let r = &list[root];
+        let total = r.attribution.total().0.max(1);
+        let mut notes = Vec::new();
+        let mut note = |text| {
+            if !notes.contains(&text) {
+                notes.push(text);
+            }
+        };
+        let mut origins: Vec<Origins> = Vec::new();
+        let mut depth: Vec<usize> = Vec::new();
+        let mut rows = Vec::new();
+        for i in root..end {
+            let request = &list[i];
+            let parent = request.parent.filter(|p| *p >= root && *p < i).map(|p| p - root);
+            depth.push(parent.map_or(0, |p| depth[p] + 1));
+            // A child's client runs on its parent's server's node, so it shares that half's clock.
+            let inherited = if i == root { None } else { parent.and_then(|p| origins[p].server) };
+            let wall = i128::from(request.start.0) - i128::from(r.start.0);
+            let o = Origins::of(request, inherited, wall);
+            if o.centred {
+                note("Client and server ran on different clocks: each server half is centred in its network time.");
+            }
+            if i != root && inherited.is_none() {
+                note("Calls without a measured parent are placed by the wall clock.");
+            }
+            origins.push(o);
+            if rows.len() < MAX_ROWS {
+                let row = RowView::of(request, o, wall, total, depth[i - root]);
+                if row.spans.iter().any(|s| s.class.contains("schematic")) {
+                    note("Where socket instants are missing, segments are drawn in order, not in time.");
+                }
+                rows.push(row);
+            }
+        }
+        Self {
+            open,
+            client: EndView::of(&r.client),
+            server: EndView::of(&r.server),
+            what: Request::of(r),
+            total: text::duration(r.attribution.total()),
+            start: text::rfc3339(r.start),
+            ticks: ticks(total),
+            hidden_rows: (end - root) - rows.len(),
+            rows,
+            notes,
+        }
+    }
+}
+
+impl Origins {
+    fn of(r: &AttributedRequest, inherited: Option<Origin>, wall: i128) -> Self {
+        let client = r.start_monotonic.map(|start| inherited.unwrap_or(Origin(i128::from(start.0) - wall)));
+        let (sent, got) = (r.request_crossings[1].send, r.response_crossings[1].ready);
+        let (arrived, answered) = (r.request_crossings[1].ready, r.response_crossings[1].send);
+        let (server, centred) = match (client, sent, got, arrived, answered) {
+            (Some(client), Some(sent), Some(got), Some(arrived), Some(answered)) => {
+                if arrived >= sent && got >= answered {
+                    (Some(client), false)
+                } else {
+                    // Two durations of two clocks; what is left is the network's, half of it on each way.
+                    let network = (got - sent).0 - (answered - arrived).0;
+                    let shown = i128::from(client.show(sent)) + i128::from(network / 2);
+                    (Some(Origin(i128::from(arrived.0) - shown)), true)
+                }
+            }
+            // Without the network's instants only a half is known; one clock is the likeliest, and bounds it.
+            (client, ..) => (client, false),
+        };
+        Self { client, server, centred }
+    }
+}
+
+impl Request {
+    fn of(r: &AttributedRequest) -> Self {
+        let path_full = r.path.as_deref().map_or_else(String::new, visible);
+        Self {
+            method: r.method.as_deref().map_or_else(|| r.protocol.as_str().to_owned(), visible),
+            path: shorten(&path_full, 64),
+            path_full,
+            status: match r.response_code {
+                Some(0) | None => "no status".into(),
+                Some(code) => code.to_string(),
+            },
+            status_class: match r.response_code {
+                Some(100..400) => "ok",
+                Some(400..500) => "warn",
+                _ => "bad",
+            },
+            id: r.request_id.as_ref().map_or_else(|| visible(&r.id), |id| visible(&id.0)),
+        }
+    }
+}
+
+/// Marks at round times, about five of them.
+fn ticks(total: i64) -> Vec<Tick> {
+    // The first of 1, 2, 5, 10, 20, 50 … that leaves no more than seven marks.
+    let step = (0..19)
+        .flat_map(|power| [1, 2, 5].map(|m| 10i64.pow(power).saturating_mul(m)))
+        .find(|step| total / step <= 6)
+        .unwrap_or(i64::MAX);
+    let share = |ns: i64| ns as f64 / total as f64;
+    (0..=total / step)
+        .map(|i| i * step)
+        .map(|ns| Tick {
+            left: percent(share(ns)),
+            label: if ns == 0 { "0".into() } else { tick_label(ns) },
+            last: share(ns) > 0.94,
+        })
+        .collect()
+}
+
+/// A round time without the zeros that a measured one carries.
+fn tick_label(ns: i64) -> String {
+    let text = text::duration(DurationNs(ns));
+    match text.split_once(' ') {
+        Some((number, unit)) if number.contains('.') => {
+            format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
+        }
+        _ => text,
+    }
+}
+
+/// A stretch before it is scaled to the track.
+struct Span {
+    class: String,
+    name: String,
+    from: i64,
+    to: i64,
+}
+
+impl RowView {
+    fn of(r: &AttributedRequest, o: Origins, wall: i128, root_total: i64, depth: usize) -> Self {
+        let total = r.attribution.total().0;
+        let start = match (o.client, r.start_monotonic) {
+            (Some(origin), Some(at)) => origin.show(at),
+            _ => i64::try_from(wall).unwrap_or(0),
+        };
+        let spans = timed(r, o, start).unwrap_or_else(|| in_order(r, start));
+        let scale = |ns: i64| (ns as f64 / root_total as f64).clamp(-0.02, 1.02);
+        let views = spans
+            .into_iter()
+            .filter(|s| s.to > s.from)
+            .map(|s| SpanView {
+                class: s.class,
+                left: percent(scale(s.from)),
+                width: percent(scale(s.to) - scale(s.from)),
+                tip: format!(
+                    "{}: {} (from +{} to +{})",
+                    s.name,
+                    text::duration(DurationNs(s.to - s.from)),
+                    text::duration(DurationNs(s.from)),
+                    text::duration(DurationNs(s.to)),
+                ),
+            })
+            .collect();
+        let segments = segment_lines(r);
+        let alt = segments.iter().map(|s| format!("{} {}", s.name, s.value)).collect::<Vec<_>>().join(", ");
+        Self {
+            depth,
+            client: EndView::of(&r.client),
+            server: EndView::of(&r.server),
+            what: Request::of(r),
+            total: text::duration(r.attribution.total()),
+            left: percent(scale(start)),
+            width: percent(scale(start + total) - scale(start)),
+            spans: views,
+            alt,
+            segments,
+            sockets: socket_lines(r),
+            facts: facts(r),
+        }
+    }
+}
+
+fn facts(r: &AttributedRequest) -> Vec<String> {
+    let mut out = vec![
+        format!("total {}", text::exact(r.attribution.total())),
+        match r.vantage {
+            Vantage::App => "measured at the client application's socket".to_owned(),
+            Vantage::ClientProxy => "measured at the client sidecar's sockets".to_owned(),
+            Vantage::ServerProxy => "measured at the server sidecar's sockets".to_owned(),
+            Vantage::Als => "measured by Envoy's own clock".to_owned(),
+        },
+    ];
+    if let Some(reason) = r.coverage.reason {
+        out.push(format!("not fully seen: {}", text::reason(reason)));
+    }
+    if let Some(attempts) = r.attempts.filter(|a| *a > 1) {
+        out.push(format!("{attempts} attempts"));
+    }
+    if !r.response_flags.is_empty() {
+        out.push(format!("flags {}", r.response_flags.iter().map(|f| visible(f)).collect::<Vec<_>>().join(", ")));
+    }
+    if let Some(connect) = r.client_connect {
+        out.push(format!("the application connected for {} before (not in the total)", text::duration(connect)));
+    }
+    out
+}
+
+/// Spans by instants; `None` if those on the client's loopback are missing, without which nothing can be placed.
+fn timed(r: &AttributedRequest, o: Origins, start: i64) -> Option<Vec<Span>> {
+    let [q1, q2, q3] = &r.request_crossings;
+    let [p1, p2, p3] = &r.response_crossings;
+    let client = o.client?;
+    let c = |at: Option<MonotonicNs>| at.map(|at| client.show(at));
+    let s = |at: Option<MonotonicNs>| o.server.and_then(|server| at.map(|at| server.show(at)));
+    let (s2, s1) = (c(q1.ready)?, c(p1.ready)?);
+    let end = start + r.attribution.total().0;
+    let mut out = vec![Span { class: class(Segment::Unattributed), name: "not placed".into(), from: start, to: end }];
+    let mut add = |segment: Segment, way: &str, from: Option<i64>, to: Option<i64>| {
+        if let (Some(from), Some(to)) = (from, to) {
+            let name = format!("{}{way}", text::segment(segment));
+            out.push(Span { class: class(segment), name, from, to });
+        }
+    };
+    const THERE: &str = ", request";
+    const BACK: &str = ", response";
+    let retry = r.attribution.segments().get(Segment::Retry).unwrap_or_default().0;
+    let sent = c(q2.send);
+    add(Segment::ClientLoopback, THERE, Some(start), Some(s2));
+    add(Segment::ClientSidecar, THERE, Some(s2), sent.map(|t| t - retry));
+    add(Segment::Retry, "", sent.map(|t| t - retry), sent);
+    if let Some((from, to)) = r.connection_setup {
+        add(Segment::ConnectionSetup, "", Some(client.show(from).max(s2)), Some(client.show(to)));
+    }
+    add(Segment::Network, THERE, sent, s(q2.ready));
+    add(Segment::ServerSidecar, THERE, s(q2.ready), s(q3.send));
+    add(Segment::ServerLoopback, THERE, s(q3.send), s(q3.ready));
+    add(Segment::ServerApp, "", s(q3.ready), s(p3.send));
+    // While the request's body is under way, the application cannot be blamed for all of the time.
+    let body_end = s(q3.last_ready).zip(s(p3.send)).map(|(a, b)| a.min(b));
+    if r.attribution.segments().get(Segment::Transfer).is_some() {
+        add(Segment::Transfer, ", request body", s(q3.ready), body_end);
+    }
+    add(Segment::ServerLoopback, BACK, s(p3.send), s(p3.ready));
+    add(Segment::ServerSidecar, BACK, s(p3.ready), s(p2.send));
+    add(Segment::Network, BACK, s(p2.send), c(p2.ready));
+    add(Segment::ClientSidecar, BACK, c(p2.ready), c(p1.send));
+    add(Segment::ClientLoopback, BACK, c(p1.send), Some(s1));
+    tail(r, &mut out, s1, end, o);
+    queues(r, &mut out, o);
+    Some(out)
+}
+
+/// From the response's head at the client until its last byte was read: the server still sending, bytes under way, the
+/// client not reading. How long each took is measured, their order within is not.
+fn tail(r: &AttributedRequest, out: &mut Vec<Span>, from: i64, end: i64, o: Origins) {
+    let segments = r.attribution.segments();
+    let head = o
+        .server
+        .and_then(|s| Some(s.show(r.response_crossings[2].send?) - s.show(r.request_crossings[2].ready?)))
+        .unwrap_or(0);
+    let app = segments.get(Segment::ServerApp).unwrap_or_default().0;
+    let value = |s: Segment| segments.get(s).unwrap_or_default().0;
+    let mut at = from;
+    for (segment, ns, name) in [
+        (Segment::ServerApp, app - head, "Server application, streaming the response"),
+        (Segment::Transfer, value(Segment::Transfer), "Transfer, response body"),
+        (Segment::ClientApp, value(Segment::ClientApp), "Client application, bytes ready and not yet read"),
+    ] {
+        let to = (at + ns.max(0)).min(end);
+        if to > at {
+            out.push(Span { class: class(segment), name: name.into(), from: at, to });
+            at = to;
+        }
+    }
+}
+
+/// Where bytes were ready and nobody read them yet: hatched over the sidecar's or application's span.
+fn queues(r: &AttributedRequest, out: &mut Vec<Span>, o: Origins) {
+    let [q1, q2, q3] = &r.request_crossings;
+    let [_, p2, p3] = &r.response_crossings;
+    let mut add = |origin: Option<Origin>, c: &Crossing, whose: &str| {
+        if let (Some(origin), Some(ready), Some(recv)) = (origin, c.ready, c.recv) {
+            let name = format!("Queue: bytes ready, not yet read by the {whose}");
+            out.push(Span { class: "queue".into(), name, from: origin.show(ready), to: origin.show(recv) });
+        }
+    };
+    add(o.client, q1, "client sidecar");
+    add(o.server, q2, "server sidecar");
+    add(o.server, q3, "server application");
+    add(o.server, p3, "server sidecar");
+    add(o.client, p2, "client sidecar");
+}
+
+/// Segments one after the other, where instants are missing.
+fn in_order(r: &AttributedRequest, start: i64) -> Vec<Span> {
+    let mut at = start;
+    r.attribution
+        .segments()
+        .iter()
+        .map(|(segment, value)| {
+            let from = at;
+            at += value.0.max(0);
+            let class = format!("{} schematic", class(segment));
+            Span { class, name: text::segment(segment).into(), from, to: at }
+        })
+        .collect()
+}
+
+fn segment_lines(r: &AttributedRequest) -> Vec<SegmentLine> {
+    let total = r.attribution.total().0;
+    r.attribution
+        .segments()
+        .iter()
+        .map(|(segment, value)| SegmentLine {
+            class: class(segment),
+            name: text::segment(segment),
+            value: text::duration(value),
+            exact: text::exact(value),
+            share: if total == 0 { "–".into() } else { text::share(value.0 as f64 / total as f64) },
+            evidence: text::evidence(r.attribution.evidence().get(segment).unwrap_or(Evidence::Bound)),
+            details: r
+                .attribution
+                .details()
+                .iter()
+                .filter(|(s, _, _)| *s == segment)
+                .map(|(_, d, v)| format!("{} {}", text::detail(*d), text::duration(*v)))
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+        .collect()
+}
+
+/// The six sockets, each with the instants that happened *on it*, after S1.send on the client's clock and after S4.ready on the
+/// server's: durations of one clock each.
+fn socket_lines(r: &AttributedRequest) -> Vec<SocketLine> {
+    let client = r.start_monotonic;
+    let server = r.request_crossings[1].ready.or(r.request_crossings[2].send);
+    let after = |zero: Option<MonotonicNs>, name: &str, at: Option<MonotonicNs>| {
+        Some(format!("{name} +{}", text::exact(at? - zero?)))
+    };
+    let sends = |zero, c: &Crossing| after(zero, "send", c.send).unwrap_or_else(|| "–".into());
+    let receives = |zero, c: &Crossing| {
+        let both = [after(zero, "ready", c.ready), after(zero, "recv", c.recv)];
+        let text = both.into_iter().flatten().collect::<Vec<_>>().join(" · ");
+        if text.is_empty() { "–".into() } else { text }
+    };
+    let [q1, q2, q3] = &r.request_crossings;
+    let [p1, p2, p3] = &r.response_crossings;
+    let rows = [
+        ("S1", "client application", sends(client, q1), receives(client, p1)),
+        ("S2", "client sidecar, downstream", receives(client, q1), sends(client, p1)),
+        ("S3", "client sidecar, upstream", sends(client, q2), receives(client, p2)),
+        ("S4", "server sidecar, downstream", receives(server, q2), sends(server, p2)),
+        ("S5", "server sidecar, upstream", sends(server, q3), receives(server, p3)),
+        ("S6", "server application", receives(server, q3), sends(server, p3)),
+    ];
+    rows.into_iter()
+        .zip(&r.sockets)
+        .map(|((name, owner, request, response), socket)| SocketLine {
+            name,
+            owner,
+            addresses: socket
+                .as_ref()
+                .map_or_else(|| "not found".into(), |s| format!("{} → {}", s.local, s.remote)),
+            request,
+            response,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_few() {
+        for total in [1, 7, 999, 12_345_678, 61_000_000, 5_000_000_000_000] {
+            let ticks = ticks(total);
+            assert!((1..=8).contains(&ticks.len()), "{total}: {}", ticks.len());
+        }
+        let labels: Vec<_> = ticks(12_345_678).into_iter().map(|t| t.label).collect();
+        assert_eq!(labels, ["0", "2 ms", "4 ms", "6 ms", "8 ms", "10 ms", "12 ms"]);
+    }
+}

@@ -1,0 +1,214 @@
+//! Markdown for tickets and pull requests: the verdict, coverage, hops and findings.
+
+use crate::safe::visible;
+use crate::verdict::{self, Trust};
+use crate::{RenderError, ReportMeta, text};
+use meshdiff_analyzer::{Coverage, HopSummary, Level, PartKind, Report};
+use meshdiff_model::DurationNs;
+use std::io::Write;
+
+/// Rows of the hops' table; the rest is counted.
+const MAX_HOPS: usize = 30;
+/// Places in the list under the verdict.
+const MAX_PLACES: usize = 5;
+
+/// Writes the report as GitHub-flavoured Markdown.
+///
+/// # Errors
+/// If `out` refuses it.
+pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result<(), RenderError> {
+    writeln!(out, "## Where the time went\n")?;
+    let sentence: String = verdict::sentence(report)
+        .into_iter()
+        .map(|p| if p.strong { format!("**{}**", escape(p.text.trim_end())) + trailing(&p.text) } else { escape(&p.text) })
+        .collect();
+    writeln!(out, "{sentence}\n")?;
+    places(report, out)?;
+    coverage(&report.coverage, out)?;
+    hops(report, out)?;
+    findings(report, out)?;
+    writeln!(
+        out,
+        "<sub>{} to {} · {} · {} · meshdiff {}</sub>",
+        text::instant(report.window.0),
+        text::instant(report.window.1),
+        report.namespace.as_deref().map_or_else(|| "all namespaces".into(), |n| format!("namespace {}", code(n))),
+        escape(&visible(&meta.source)),
+        escape(&visible(&meta.tool_version)),
+    )?;
+    Ok(())
+}
+
+fn trailing(text: &str) -> &str {
+    &text[text.trim_end().len()..]
+}
+
+fn places(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
+    let Some(v) = &report.verdict else { return Ok(()) };
+    for p in v.places.iter().take(MAX_PLACES) {
+        writeln!(
+            out,
+            "- {} · {}: {} ({})",
+            code(&text::workload_full(&p.workload)),
+            text::place(p.kind),
+            text::duration(p.mean),
+            escape(&text::share(p.share))
+        )?;
+    }
+    if v.places.len() > MAX_PLACES {
+        writeln!(out, "- and {} smaller ones", v.places.len() - MAX_PLACES)?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+fn coverage(c: &Coverage, out: &mut impl Write) -> Result<(), RenderError> {
+    let (trust, why) = verdict::trust(c);
+    let mark = if trust == Trust::Good { "" } else { "⚠️ " };
+    writeln!(
+        out,
+        "{mark}**Coverage:** {} of {} fully seen ({}); {} partial, {} ambiguous, {} unmatched. {} and about {} lost. Probes: {}.",
+        text::count(c.full),
+        text::counted(c.requests, "request", "requests"),
+        escape(&text::ratio(c.full, c.requests)),
+        text::count(c.partial_client + c.partial_server + c.partial_als),
+        text::count(c.ambiguous),
+        text::count(c.unmatched.values().sum()),
+        text::counted(c.lost_kernel_events, "kernel event", "kernel events"),
+        text::counted(c.lost_access_logs_estimate, "access log entry", "access log entries"),
+        code(c.probe_tier.map_or("unknown", |t| t.as_str())),
+    )?;
+    for line in why.iter().chain(&c.notes) {
+        writeln!(out, "- {}", escape(&visible(line)))?;
+    }
+    for (reason, n) in c.partial_reasons.iter().chain(&c.unmatched) {
+        writeln!(out, "- {}: {}", text::count(*n), escape(&text::reason(reason)))?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+fn hops(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
+    if report.hops.is_empty() {
+        writeln!(out, "No hop between two workloads was recorded.\n")?;
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "| client → server | requests | mean | p50 | p99 | apps | sidecars | loopback | network | other |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )?;
+    for hop in report.hops.iter().take(MAX_HOPS) {
+        let total = |f: fn(&meshdiff_analyzer::Distribution) -> DurationNs| {
+            hop.total.as_ref().map_or_else(|| "–".to_owned(), |d| text::duration(f(d)))
+        };
+        let shares = kind_shares(hop).map(|s| s.map_or_else(|| "–".into(), |s| escape(&text::share(s))));
+        writeln!(
+            out,
+            "| {} → {} | {} | {} | {} | {} | {} |",
+            code(&text::workload_full(&hop.client)),
+            code(&text::workload_full(&hop.server)),
+            text::count(hop.requests),
+            total(|d| d.mean),
+            total(|d| d.p50),
+            total(|d| d.p99),
+            shares.join(" | "),
+        )?;
+    }
+    if report.hops.len() > MAX_HOPS {
+        writeln!(out, "\n{} more hops in the JSON report.", report.hops.len() - MAX_HOPS)?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Shares of applications, sidecars, loopback, network and the rest; `None` where no request of the hop is full.
+pub(crate) fn kind_shares(hop: &HopSummary) -> [Option<f64>; 5] {
+    let of = |kinds: &[PartKind]| {
+        hop.total.is_some().then(|| {
+            hop.segments.iter().filter(|(s, _)| kinds.contains(&PartKind::of(**s))).map(|(_, st)| st.share).sum::<f64>()
+        })
+    };
+    [
+        of(&[PartKind::Application]),
+        of(&[PartKind::Sidecar]),
+        of(&[PartKind::Loopback]),
+        of(&[PartKind::Network]),
+        of(&[PartKind::Transfer, PartKind::Unattributed]),
+    ]
+}
+
+fn findings(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
+    if report.findings.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "### Findings\n")?;
+    for f in &report.findings {
+        let mark = match f.level {
+            Level::Error => "🔴",
+            Level::Warning => "🟠",
+            Level::Info => "🔵",
+        };
+        writeln!(
+            out,
+            "- {mark} **{}** {} {}: {} *{}*",
+            f.code,
+            f.level.as_str(),
+            code(&f.subject),
+            escape(&visible(&f.text)),
+            escape(&visible(&f.fix)),
+        )?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Text that no Markdown renderer takes for markup. An entity never opens or closes a structure (CommonMark 0.31,
+/// section 2.5); `@` gets a zero-width space, because mentions are found after rendering.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 16);
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '@' => out.push_str("@&#8203;"),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '<' | '>' | '|' | '#' | '&' | '~' | '!' | '$' | '^' => {
+                out.push_str(&format!("&#{};", u32::from(c)));
+            }
+            ':' if chars.peek() == Some(&'/') => out.push_str("&#58;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A name in a fixed-width face. Plain names get backticks, others an element whose content is escaped.
+fn code(name: &str) -> String {
+    let name = visible(name);
+    if !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._/: ".contains(c)) {
+        format!("`{name}`")
+    } else {
+        format!("<code>{}</code>", escape(&name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn hostile_names_stay_names() {
+        assert_eq!(code("default/reviews-v1"), "`default/reviews-v1`");
+        assert_eq!(code("a`|<b>"), "<code>a&#96;&#124;&#60;b&#62;</code>");
+        assert_eq!(escape("see https://x @all"), "see https&#58;//x @&#8203;all");
+    }
+
+    proptest! {
+        #[test]
+        fn no_structure_survives(s in any::<String>()) {
+            let escaped = escape(&visible(&s));
+            prop_assert!(!escaped.contains(['|', '<', '>', '`', '\n', '*', '[']), "{}", escaped);
+            prop_assert!(!code(&s).trim_matches('`').replace("<code>", "").replace("</code>", "").contains(['|', '<', '\n', '`']));
+        }
+    }
+}

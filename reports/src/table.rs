@@ -1,0 +1,383 @@
+//! The terminal: the verdict, coverage, and a row per hop. `wide` adds segments, details, findings' evidence and
+//! connections.
+
+use crate::markdown::kind_shares;
+use crate::safe::{shorten, visible};
+use crate::verdict::{self, Trust};
+use crate::{RenderError, ReportMeta, text};
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use meshdiff_analyzer::{Coverage, Distribution, Level, Report};
+use meshdiff_model::DurationNs;
+use std::io::Write;
+
+/// How the table shall look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableOptions {
+    /// Columns of the terminal; `None` where there is none, so that lines are as long as they must be.
+    pub width: Option<u16>,
+    /// Use colours and bold type.
+    pub colour: bool,
+    /// Everything: more quantiles, all segments with their details, connections.
+    pub wide: bool,
+}
+
+/// Below this width only the columns that matter most are shown.
+const NARROW: u16 = 110;
+/// Rows of hops without `wide`; the rest is counted.
+const MAX_HOPS: usize = 40;
+/// Longest name of a workload.
+const MAX_NAME: usize = 48;
+
+/// Writes the report for a terminal.
+///
+/// # Errors
+/// If `out` refuses it.
+pub fn write(
+    report: &Report,
+    meta: &ReportMeta,
+    options: &TableOptions,
+    out: &mut impl Write,
+) -> Result<(), RenderError> {
+    let style = Style { colour: options.colour };
+    let sentence: String = verdict::sentence(report)
+        .into_iter()
+        .map(|p| if p.strong { p.text.replace(' ', "\u{a0}") } else { p.text })
+        .collect();
+    for line in wrap(&sentence, options.width) {
+        writeln!(out, "{}", style.bold(&line.replace('\u{a0}', " ")))?;
+    }
+    writeln!(out)?;
+    places(report, options, out)?;
+    coverage(&report.coverage, options, style, out)?;
+    hops(report, options, out)?;
+    findings(report, options, style, out)?;
+    if options.wide {
+        segments(report, options, out)?;
+        connections(report, options, out)?;
+    }
+    let source = format!(
+        "{} to {}, {}, {}.",
+        text::instant(report.window.0),
+        text::instant(report.window.1),
+        report.namespace.as_deref().map_or_else(|| "all namespaces".into(), |n| format!("namespace {}", visible(n))),
+        visible(&meta.source)
+    );
+    for line in wrap(&source, options.width) {
+        writeln!(out, "{}", style.dim(&line))?;
+    }
+    Ok(())
+}
+
+/// Escape sequences, only if asked for.
+#[derive(Clone, Copy)]
+struct Style {
+    colour: bool,
+}
+
+impl Style {
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+    fn bold(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+    fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+    fn warn(self, text: &str) -> String {
+        self.paint("33", text)
+    }
+    fn bad(self, text: &str) -> String {
+        self.paint("31", text)
+    }
+}
+
+/// Breaks at spaces so that lines fit; a word longer than a line stays whole.
+fn wrap(text: &str, width: Option<u16>) -> Vec<String> {
+    let width = usize::from(width.unwrap_or(u16::MAX)).max(20);
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split(' ').filter(|w| !w.is_empty()) {
+        let len = word.chars().count();
+        if used > 0 && used + 1 + len > width {
+            lines.push(String::new());
+            used = 0;
+        }
+        if let Some(line) = lines.last_mut() {
+            if used > 0 {
+                line.push(' ');
+                used += 1;
+            }
+            line.push_str(word);
+            used += len;
+        }
+    }
+    lines
+}
+
+fn table(options: &TableOptions, header: &[&str], right_from: usize) -> Table {
+    let mut table = Table::new();
+    // Nothing but a rule under the header: rows are short, and a terminal is narrow.
+    table.load_preset(presets::NOTHING);
+    match options.width {
+        Some(width) => {
+            table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
+        }
+        None => {
+            table.set_content_arrangement(ContentArrangement::Disabled);
+        }
+    }
+    if options.colour {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    table.set_header(header.iter().enumerate().map(|(i, h)| {
+        let cell = Cell::new(h).set_alignment(if i >= right_from { CellAlignment::Right } else { CellAlignment::Left });
+        if options.colour { cell.add_attribute(Attribute::Dim) } else { cell }
+    }));
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+        if column.index >= right_from {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn print(table: &Table, out: &mut impl Write) -> Result<(), RenderError> {
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+fn name(n: &str) -> String {
+    shorten(n, MAX_NAME)
+}
+
+fn places(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
+    let Some(v) = &report.verdict else { return Ok(()) };
+    let shown = if options.wide { v.places.len() } else { 5 };
+    let mut t = table(options, &["where", "what", "mean", "share"], 2);
+    for p in v.places.iter().take(shown) {
+        t.add_row([
+            name(&text::workload_full(&p.workload)),
+            text::place(p.kind).to_owned(),
+            text::duration(p.mean),
+            text::share(p.share),
+        ]);
+    }
+    if v.places.len() > shown {
+        t.add_row([format!("{} more with --format json", v.places.len() - shown)]);
+    }
+    print(&t, out)
+}
+
+fn coverage(c: &Coverage, options: &TableOptions, style: Style, out: &mut impl Write) -> Result<(), RenderError> {
+    let (trust, why) = verdict::trust(c);
+    let line = format!(
+        "Coverage: {} of {} fully seen ({}), {} partial, {} ambiguous, {} unmatched. {} lost, about {} lost. Probes: {}{}.",
+        text::count(c.full),
+        text::counted(c.requests, "request", "requests"),
+        text::ratio(c.full, c.requests),
+        text::count(c.partial_client + c.partial_server + c.partial_als),
+        text::count(c.ambiguous),
+        text::count(c.unmatched.values().sum()),
+        text::counted(c.lost_kernel_events, "kernel event", "kernel events"),
+        text::counted(c.lost_access_logs_estimate, "log entry", "log entries"),
+        c.probe_tier.map_or("unknown", |t| t.as_str()),
+        c.probe_cost_ns_per_event.map_or_else(String::new, |n| format!(", {} ns an event", text::count(n))),
+    );
+    let paint = |text: &str| match trust {
+        Trust::Good => text.to_owned(),
+        Trust::Limited => style.warn(text),
+        Trust::Poor => style.bad(text),
+    };
+    for l in wrap(&line, options.width) {
+        writeln!(out, "{}", paint(&l))?;
+    }
+    let reasons = c.partial_reasons.iter().chain(&c.unmatched);
+    let reasons = reasons.map(|(r, n)| format!("{}: {}.", text::count(*n), text::reason(r)));
+    for line in why.into_iter().chain(c.notes.iter().map(|n| visible(n))).chain(reasons) {
+        for (i, l) in wrap(&line, options.width.map(|w| w.saturating_sub(2))).iter().enumerate() {
+            writeln!(out, "{} {}", if i == 0 { paint("!") } else { " ".into() }, l)?;
+        }
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+fn time(d: Option<&Distribution>, f: fn(&Distribution) -> DurationNs) -> String {
+    d.map_or_else(|| "–".into(), |d| text::duration(f(d)))
+}
+
+fn hops(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
+    if report.hops.is_empty() {
+        writeln!(out, "No hop between two workloads was recorded.\n")?;
+        return Ok(());
+    }
+    let narrow = options.width.is_some_and(|w| w < NARROW) && !options.wide;
+    let header: &[&str] = if narrow {
+        &["client → server", "requests", "mean", "p50", "p99", "most of it"]
+    } else if options.wide {
+        &[
+            "client → server",
+            "protocol",
+            "requests",
+            "full",
+            "mean",
+            "p50",
+            "p90",
+            "p99",
+            "p99.9",
+            "apps",
+            "sidecars",
+            "loopback",
+            "network",
+            "other",
+        ]
+    } else {
+        &["client → server", "requests", "full", "mean", "p50", "p99", "apps", "sidecars", "loopback", "network", "other"]
+    };
+    let mut t = table(options, header, if options.wide { 2 } else { 1 });
+    let shown = if options.wide { report.hops.len() } else { MAX_HOPS };
+    for hop in report.hops.iter().take(shown) {
+        let d = hop.total.as_ref();
+        let ends =
+            format!("{} → {}", name(&text::workload_full(&hop.client)), name(&text::workload_full(&hop.server)));
+        let requests = text::count(hop.requests);
+        let (mean, p50, p99) = (time(d, |d| d.mean), time(d, |d| d.p50), time(d, |d| d.p99));
+        let shares = kind_shares(hop);
+        let text_shares = shares.map(|s| s.map_or_else(|| "–".into(), text::share));
+        let row: Vec<String> = if narrow {
+            vec![ends, requests, mean, p50, p99, largest(&shares)]
+        } else if options.wide {
+            let (p90, p999) = (time(d, |d| d.p90), time(d, |d| d.p999));
+            [ends, hop.protocol.as_str().into(), requests, text::count(hop.n), mean, p50, p90, p99, p999]
+                .into_iter()
+                .chain(text_shares)
+                .collect()
+        } else {
+            [ends, requests, text::count(hop.n), mean, p50, p99].into_iter().chain(text_shares).collect()
+        };
+        t.add_row(row);
+    }
+    print(&t, out)?;
+    if report.hops.len() > shown {
+        writeln!(out, "{} more hops with --format json.\n", report.hops.len() - shown)?;
+    }
+    Ok(())
+}
+
+/// The two largest kinds of a hop in a few letters: `apps 61%, sidecars 24%`.
+fn largest(shares: &[Option<f64>; 5]) -> String {
+    let mut named: Vec<(f64, &str)> = shares
+        .iter()
+        .zip(["apps", "sidecars", "loopback", "network", "other"])
+        .filter_map(|(s, n)| s.filter(|s| *s > 0.0).map(|s| (s, n)))
+        .collect();
+    named.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let text: Vec<_> = named.iter().take(2).map(|(s, n)| format!("{n} {}", text::share(*s))).collect();
+    if text.is_empty() { "–".into() } else { text.join(", ") }
+}
+
+fn findings(report: &Report, options: &TableOptions, style: Style, out: &mut impl Write) -> Result<(), RenderError> {
+    for f in &report.findings {
+        let head = format!("{} {}", f.code, f.level.as_str());
+        let head = match f.level {
+            Level::Error => style.bad(&head),
+            Level::Warning => style.warn(&head),
+            Level::Info => style.bold(&head),
+        };
+        writeln!(out, "{head} {}", name(&visible(&f.subject)))?;
+        for line in [&f.text, &f.fix] {
+            for l in wrap(&visible(line), options.width.map(|w| w.saturating_sub(2))) {
+                writeln!(out, "  {l}")?;
+            }
+        }
+        if options.wide && !f.evidence.is_empty() {
+            let evidence: Vec<_> = f.evidence.iter().map(|(k, v)| format!("{} {}", visible(k), evidence(k, *v))).collect();
+            writeln!(out, "  {}", style.dim(&evidence.join(", ")))?;
+        }
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// A number of a finding: names that end in `Ns` are times.
+pub(crate) fn evidence(name: &str, value: f64) -> String {
+    if name.ends_with("Ns") && value.is_finite() {
+        // Findings carry rounded nanoseconds; an f64 holds those of the next 100 days exactly.
+        text::duration(DurationNs(value.round() as i64))
+    } else {
+        format!("{value}")
+    }
+}
+
+fn segments(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
+    for hop in report.hops.iter().filter(|h| !h.segments.is_empty()) {
+        writeln!(out, "{} → {}", name(&text::workload_full(&hop.client)), name(&text::workload_full(&hop.server)))?;
+        let mut t = table(options, &["segment", "mean", "95% interval", "p50", "p90", "p99", "share"], 1);
+        for (segment, s) in &hop.segments {
+            let d = Some(&s.distribution);
+            t.add_row([
+                format!("  {}", segment.as_str()),
+                time(d, |d| d.mean),
+                format!("{} … {}", text::duration(s.mean_ci95.0), text::duration(s.mean_ci95.1)),
+                time(d, |d| d.p50),
+                time(d, |d| d.p90),
+                time(d, |d| d.p99),
+                text::share(s.share),
+            ]);
+            for (detail, mean) in &s.details {
+                t.add_row([format!("    {}", detail.as_str()), text::duration(*mean)]);
+            }
+        }
+        print(&t, out)?;
+    }
+    Ok(())
+}
+
+fn connections(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
+    if report.connections.is_empty() {
+        return Ok(());
+    }
+    let header =
+        ["pod", "process", "side", "peer", "protocol", "sockets", "sent", "received", "rtt p50", "connects", "closes"];
+    let mut t = table(options, &header, 5);
+    for c in &report.connections {
+        t.add_row([
+            name(&visible(&c.pod)),
+            name(&visible(&c.process)),
+            if c.is_client { "client" } else { "server" }.into(),
+            name(&visible(&c.peer)),
+            c.protocol.into(),
+            text::count(c.sockets),
+            text::bytes(c.write_bytes),
+            text::bytes(c.read_bytes),
+            time(c.rtt.as_ref(), |d| d.p50),
+            text::count(c.connects),
+            text::count(c.closes),
+        ]);
+    }
+    print(&t, out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_break_at_spaces() {
+        assert_eq!(wrap("aaaa bbbb cccc dddd eeee", Some(20)), ["aaaa bbbb cccc dddd", "eeee"]);
+        assert_eq!(wrap("a b", None), ["a b"]);
+    }
+
+    #[test]
+    fn evidence_has_units() {
+        assert_eq!(evidence("p99Ns", 1_500.0), "1.50 µs");
+        assert_eq!(evidence("count", 3.0), "3");
+    }
+}
