@@ -44,7 +44,7 @@ counted! {
         MessageTooLarge => "message_too_large",
         /// Broken gRPC framing: a compressed message (none is offered), or an end in the middle of a message.
         Framing => "framing",
-        /// The connection broke.
+        /// The connection or the stream broke; an Envoy that exits looks like this too.
         Connection => "connection",
     }
 }

@@ -14,7 +14,6 @@ use meshdiff_model::{
     HopSide, HopTimings, Proxy, RequestId, UpstreamLocalAddr, UpstreamRemoteAddr,
 };
 use prost::Message;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Longest path that is kept, in bytes.

@@ -39,9 +39,10 @@ pub struct Proxy {
     pub workload: Option<String>,
     /// `OWNER`, for instance `kubernetes://apis/apps/v1/namespaces/default/deployments/reviews-v1`.
     pub owner: Option<String>,
-    /// Canonical service: the label `service.istio.io/canonical-name`, else `app`.
+    /// Canonical service: the label `service.istio.io/canonical-name`, else `app.kubernetes.io/name`, else `app`.
     pub service: Option<String>,
-    /// Canonical revision: the label `service.istio.io/canonical-revision`, else `version`.
+    /// Canonical revision: the label `service.istio.io/canonical-revision`, else `app.kubernetes.io/version`, else
+    /// `version`.
     pub version: Option<String>,
     /// `CLUSTER_ID`.
     pub cluster_id: Option<String>,
