@@ -91,7 +91,10 @@ struct Receiving {
     unread: Option<Open>,
     /// The next bytes begin a turn.
     turned: bool,
+    /// Events may be missing before the next bytes.
     gap: bool,
+    /// Events may be missing before the next read.
+    recv_gap: bool,
     /// End of what is known to have arrived.
     end: Option<SeqNo>,
     /// End of what is known to have been read.
@@ -113,7 +116,15 @@ impl SocketState {
             lost: 0,
             // Until the socket's beginning is seen, anything may have come before.
             egress: Sending { open: None, turned: false, gap: true },
-            ingress: Receiving { open: None, unread: None, turned: false, gap: true, end: None, read: None },
+            ingress: Receiving {
+                open: None,
+                unread: None,
+                turned: false,
+                gap: true,
+                recv_gap: true,
+                end: None,
+                read: None,
+            },
             reported: None,
             changed: false,
         }
@@ -232,14 +243,22 @@ impl SocketState {
     fn recv(&mut self, until: SeqInstant, len: u32, out: &mut Output<'_, impl Sink>) {
         let SeqInstant { seq: end, at } = until;
         let begin = SeqNo(end.0.wrapping_sub(len));
-        // Bytes can be read before anybody was told of them (SO_RCVLOWAT, or the telling was lost).
-        self.arrived(end, begin, at, out);
+        // Bytes can be read before anybody was told of them (SO_RCVLOWAT, or the telling was lost): they were ready by then.
+        let ready_gap = self.ingress.gap;
+        if self.arrived(end, begin, at, out)
+            && let Some(open) = &mut self.ingress.open
+        {
+            open.readies.push(until, out.limits.instants);
+            // A lost event may have told of more bytes than these.
+            self.ingress.gap = ready_gap;
+        }
+        let recv_gap = std::mem::replace(&mut self.ingress.recv_gap, false);
         let read_before = self.ingress.read.replace(end).unwrap_or(begin);
         if !read_before.before(end) {
             return;
         }
         let mut kept = false;
-        if let Some(unread) = &mut self.ingress.unread {
+        if let Some(unread) = self.ingress.unread.as_mut().filter(|o| o.start.before(end)) {
             let covered = if unread.end.before(end) { unread.end } else { end };
             unread.recvs.push(SeqInstant { seq: covered, at }, out.limits.instants);
             kept = true;
@@ -255,17 +274,10 @@ impl SocketState {
             }
         }
         if !kept {
-            // Their message grew old before they were read: the rest of it makes another.
-            let has_open = self.ingress.open.is_some();
-            let rest =
-                SeqRange { start: read_before, end: if has_open { end } else { self.ingress.end.unwrap_or(end) } };
-            let mut piece = Open::new(rest, at, false);
+            // Their message was emitted before they were read, and none waits for them any more: they make one of their own.
+            let mut piece = Open::new(SeqRange { start: read_before, end }, at, recv_gap);
             piece.recvs.push(until, out.limits.instants);
-            if has_open {
-                out.message(piece.finish(self.cookie, Direction::Ingress));
-            } else {
-                self.ingress.open = Some(piece);
-            }
+            out.message(piece.finish(self.cookie, Direction::Ingress));
         }
     }
 
@@ -294,6 +306,7 @@ impl SocketState {
         if self.lost == 0 && self.egress.open.is_none() && self.ingress.end.is_none() {
             self.egress.gap = false;
             self.ingress.gap = false;
+            self.ingress.recv_gap = false;
             self.egress.turned = true;
         }
     }
@@ -315,6 +328,7 @@ impl SocketState {
         self.egress.gap = true;
         self.egress.turned = true;
         self.ingress.gap = true;
+        self.ingress.recv_gap = true;
     }
 
     fn close_egress(&mut self, out: &mut Output<'_, impl Sink>) {
@@ -346,12 +360,25 @@ impl SocketState {
             self.close_egress(out);
         }
         if unread || ingress {
-            self.emit_unread(out);
+            let aged = self.ingress.unread.take();
+            self.emit_aged(aged, now, out);
         }
         if ingress {
-            let open = self.ingress.open.take();
-            out.message(open.and_then(|o| o.finish(self.cookie, Direction::Ingress)));
+            self.emit_unread(out);
+            let aged = self.ingress.open.take();
+            self.emit_aged(aged, now, out);
         }
+    }
+
+    /// Emits an ingress message that grew old. What was not read of it goes on waiting.
+    fn emit_aged(&mut self, aged: Option<Open>, now: MonotonicNs, out: &mut Output<'_, impl Sink>) {
+        let Some(aged) = aged else { return };
+        if !aged.is_read() {
+            let (start, end) = (aged.recvs.last().map_or(aged.start, |read| read.seq), aged.end);
+            let gap_before = aged.gap_before && aged.recvs.last().is_none();
+            self.ingress.unread = Some(Open::new(SeqRange { start, end }, now, gap_before));
+        }
+        out.message(aged.finish(self.cookie, Direction::Ingress));
     }
 
     /// True if nothing more is to be expected.
