@@ -20,10 +20,10 @@ pub fn attribute_all(
     let mut requests: Vec<AttributedRequest> = Vec::with_capacity(mesh.hops.len());
     // Where a hop went among the requests: hops that contradict themselves are left out.
     let mut place: Vec<Option<usize>> = vec![None; mesh.hops.len()];
-    for i in 0..mesh.hops.len() {
+    for (i, place) in place.iter_mut().enumerate() {
         match request(mesh, i, directory, clock) {
             Ok(request) => {
-                place[i] = Some(requests.len());
+                *place = Some(requests.len());
                 requests.push(request);
             }
             Err(error) => errors.push(error),

@@ -32,7 +32,10 @@ pub(crate) struct Connection {
 pub(crate) fn endpoints(sockets: &[Socket], messages: &[Message]) -> Vec<Endpoint> {
     let mut list: Vec<Endpoint> = sockets
         .iter()
-        .map(|s| Endpoint { socket: s.clone(), egress: Stream::default(), ingress: Stream::default() })
+        .map(|s| {
+            let lossy = s.lost_events > 0;
+            Endpoint { socket: s.clone(), egress: Stream::new(lossy), ingress: Stream::new(lossy) }
+        })
         .collect();
     list.sort_by_key(|e| (e.socket.first_seen, e.socket.cookie));
     let index: HashMap<SocketCookie, usize> = list.iter().enumerate().map(|(i, e)| (e.socket.cookie, i)).collect();

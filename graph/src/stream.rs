@@ -1,6 +1,6 @@
 //! One direction of one socket as functions from a byte's position to instants.
 
-use meshdiff_model::{Content, Direction, Message, MonotonicNs, SeqNo};
+use meshdiff_model::{Content, Direction, Message, MonotonicNs, SeqInstant, SeqNo};
 
 /// A position in a direction's byte stream: bytes since the stream's first byte that was seen. Unlike a sequence number
 /// it does not wrap.
@@ -9,6 +9,8 @@ pub(crate) type Offset = i64;
 /// By when all bytes before `end` were ready (or read).
 #[derive(Clone, Copy, Debug)]
 struct Step {
+    /// Only bytes after this position: what the message, or the step before, does not cover.
+    from: Offset,
     end: Offset,
     at: MonotonicNs,
     /// False for the first step after lost events: the bytes may have been ready earlier.
@@ -38,11 +40,18 @@ pub(crate) struct Stream {
     sends: Vec<(Offset, MonotonicNs)>,
     readies: Vec<Step>,
     recvs: Vec<Step>,
+    /// True if events of the socket were lost: not even its first message is then known to be free of a gap.
+    lossy: bool,
     pub(crate) bytes: u64,
     pub(crate) calls: u64,
 }
 
 impl Stream {
+    /// The stream of a socket of which events were lost, or were not.
+    pub(crate) fn new(lossy: bool) -> Self {
+        Self { lossy, ..Self::default() }
+    }
+
     /// Adds the next message of this direction, in the order in which assembly emitted them.
     pub(crate) fn push(&mut self, message: &Message) {
         let Some(first) = message.first_instant() else { return };
@@ -51,6 +60,9 @@ impl Stream {
             self.base = message.seq.start;
             self.last = Some((message.seq.start, 0));
         }
+        // A socket that was open before the probes were begins with a gap as well. What it does from then on is all seen: its
+        // first instants count, and whoever asks for bytes from before finds none.
+        let gap = message.gap_before && (self.lossy || !self.pieces.is_empty());
         let start = self.unwrap(message.seq.start);
         let end = start + i64::from(message.seq.len());
         match message.direction {
@@ -59,9 +71,8 @@ impl Stream {
                 self.calls += message.sends.len() as u64 + u64::from(message.elided);
             }
             Direction::Ingress => {
-                let elided = message.elided > 0;
-                push_steps(&mut self.readies, start, message, &message.readies, elided);
-                push_steps(&mut self.recvs, start, message, &message.recvs, elided);
+                push_steps(&mut self.readies, start, message, &message.readies, gap);
+                push_steps(&mut self.recvs, start, message, &message.recvs, gap);
                 self.calls += message.recvs.len() as u64;
             }
         }
@@ -73,7 +84,7 @@ impl Stream {
             head_end: message.head_end.map(|s| start + distance(message.seq.start, s)),
             first,
             last,
-            gap_before: message.gap_before,
+            gap_before: gap,
         });
         self.last = Some((message.seq.end, end));
     }
@@ -156,27 +167,31 @@ fn distance(from: SeqNo, to: SeqNo) -> Offset {
     i64::from(from.distance(to))
 }
 
-fn push_steps(to: &mut Vec<Step>, start: Offset, message: &Message, list: &[meshdiff_model::SeqInstant], elided: bool) {
+fn push_steps(to: &mut Vec<Step>, start: Offset, message: &Message, list: &[SeqInstant], gap: bool) {
+    let mut from = start;
     for (i, instant) in list.iter().enumerate() {
+        let end = start + distance(message.seq.start, instant.seq);
         to.push(Step {
-            end: start + distance(message.seq.start, instant.seq),
+            from,
+            end,
             at: instant.at,
-            known: !(message.gap_before && i == 0),
-            only_its_end: elided && i + 1 == list.len(),
+            known: !(gap && i == 0),
+            only_its_end: message.elided > 0 && i + 1 == list.len(),
         });
+        from = end;
     }
 }
 
 fn step(steps: &[Step], end: Offset) -> Option<MonotonicNs> {
     let step = steps.get(steps.partition_point(|s| s.end < end))?;
-    let told = step.known && (!step.only_its_end || step.end == end);
+    let told = step.known && step.from < end && (!step.only_its_end || step.end == end);
     told.then_some(step.at)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use meshdiff_model::{SeqInstant, SeqRange, SocketCookie};
+    use meshdiff_model::{SeqRange, SocketCookie};
 
     fn instants(list: &[(u32, u64)]) -> Vec<SeqInstant> {
         list.iter().map(|&(seq, at)| SeqInstant { seq: SeqNo(seq), at: MonotonicNs(at) }).collect()
@@ -219,6 +234,28 @@ mod tests {
         assert_eq!(stream.ready(15), None);
         assert_eq!(stream.ready(25), Some(MonotonicNs(18)));
         assert_eq!(stream.recv(30), None);
+    }
+
+    #[test]
+    fn a_later_message_does_not_tell_of_an_earlier_one() {
+        let mut stream = Stream::default();
+        stream.push(&ingress(0, 10, &[], &[(10, 6)]));
+        stream.push(&ingress(10, 30, &[(30, 18)], &[(30, 20)]));
+        assert_eq!(stream.ready(10), None);
+        assert_eq!(stream.recv(10), Some(MonotonicNs(6)));
+        assert_eq!(stream.ready(11), Some(MonotonicNs(18)));
+    }
+
+    #[test]
+    fn what_was_open_before_the_probes_counts_from_then_on() {
+        let mut first = ingress(0, 10, &[(10, 5)], &[(10, 6)]);
+        first.gap_before = true;
+        let mut stream = Stream::default();
+        stream.push(&first);
+        assert_eq!(stream.ready(10), Some(MonotonicNs(5)));
+        let mut lossy = Stream::new(true);
+        lossy.push(&first);
+        assert_eq!(lossy.ready(10), None);
     }
 
     #[test]
