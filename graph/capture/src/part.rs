@@ -6,7 +6,7 @@ use crate::damage::PartError;
 use crate::quiet;
 use crate::tables::{Decoded, Row};
 use crate::view::{Interner, View};
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, RecordBatchReader};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use parquet::arrow::ArrowWriter;
@@ -106,7 +106,8 @@ fn decode_trusting<R: Row>(bytes: Bytes, strings: &Interner, verify: bool) -> Re
     }
     check_claims(builder.metadata())?;
     let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(|e| corrupt(&e))?;
-    let mut all = Decoded { rows: Vec::new(), rejected: 0, first_rejected: None };
+    // A file without rows yields no batch, but must have the columns all the same.
+    let mut all = R::decode(&View(&RecordBatch::new_empty(reader.schema())), strings)?;
     for batch in reader {
         let batch = batch.map_err(|e| corrupt(&e))?;
         let more = R::decode(&View(&batch), strings)?;

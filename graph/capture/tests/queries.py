@@ -10,7 +10,7 @@ for table in ("sockets", "messages", "access_logs", "proxies", "processes"):
 
 
 def show(name, sql):
-    print(name, *db.sql(sql).fetchone())
+    print(name, *db.execute(sql).fetchone())
 
 
 show("messages", "SELECT count(*) FROM messages")

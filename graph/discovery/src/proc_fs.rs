@@ -52,6 +52,15 @@ pub(crate) fn netns(root: &Path, pid: u32) -> Look<NetnsId> {
     }))
 }
 
+/// A number that two processes share exactly if they are in one network namespace, also for processes whose namespace may not be
+/// looked at: the kernel asks for the rights of a tracer for `/proc/PID/ns` (and refuses, to a root without some capability
+/// that process 1 has), but not for `/proc/PID/net`, whose files are made anew, with new inode numbers, for every
+/// namespace (`proc_net_ns_init` in `fs/proc/proc_net.c`).
+pub(crate) fn net_identity(root: &Path, pid: u32) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(root.join(format!("{pid}/net/dev"))).ok().map(|found| found.ino())
+}
+
 /// `net:[4026531840]`.
 fn parse_netns(link: &str) -> Option<NetnsId> {
     link.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok().map(NetnsId)
@@ -97,6 +106,7 @@ mod tests {
         assert!(matches!(netns(root, me), Look::Seen(NetnsId(n)) if n > 0));
         assert!(exe(root, me).seen().is_some() && comm(root, me).seen().is_some());
         assert_eq!(netns(root, u32::MAX), Look::Gone);
+        assert!(net_identity(root, me).is_some() && net_identity(root, u32::MAX).is_none());
         assert_eq!(parse_netns("net:[x]"), None);
         assert_eq!(parse_netns("mnt:[1]"), None);
     }

@@ -6,8 +6,9 @@ use crate::listeners::listeners;
 use crate::netns::{NetnsRef, named};
 use crate::proc_fs::{self, Look};
 use meshdiff_model::{NetnsId, Tgid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// What the operator wants to watch.
@@ -74,6 +75,9 @@ pub struct NetnsScanner {
     /// What was asked for, found once at the start: names may be gone while their namespaces live on.
     asked: Vec<Watched>,
     known: BTreeMap<NetnsId, Known>,
+    /// Processes that may not be looked at but are in the host's namespace, which is nobody's loss. A number that is used
+    /// again could make the count of the others wrong by one, and nothing else.
+    denied_in_host: BTreeSet<u32>,
     denied_reported: bool,
 }
 
@@ -82,6 +86,8 @@ pub struct NetnsScanner {
 struct Known {
     why: Option<Why>,
     pids: Vec<u32>,
+    /// What its processes executed when their names were read last.
+    executed: BTreeMap<u32, Option<PathBuf>>,
     /// Scans until its listeners are looked at again, and how long the next wait is.
     wait: u32,
     next_wait: u32,
@@ -98,12 +104,7 @@ impl NetnsScanner {
     /// If `/proc` cannot be read, or what was asked for is not there.
     pub fn new(selection: Selection) -> Result<Self, DiscoveryError> {
         let root = PathBuf::from("/proc");
-        let denied = |source| DiscoveryError::Proc { path: root.join("1/ns/net"), source };
-        let host = match proc_fs::netns(&root, 1) {
-            Look::Seen(host) => host,
-            Look::Denied => return Err(denied(std::io::ErrorKind::PermissionDenied.into())),
-            Look::Gone => return Err(denied(std::io::ErrorKind::NotFound.into())),
-        };
+        let host = host_netns(&root)?;
         let mut asked = Vec::new();
         if let Selection::Only(refs) = &selection {
             for netns_ref in refs {
@@ -112,13 +113,26 @@ impl NetnsScanner {
             asked.sort_by_key(|w| w.netns);
             asked.dedup_by_key(|w| w.netns);
         }
-        Ok(Self { root, selection, host, asked, known: BTreeMap::new(), denied_reported: false })
+        Ok(Self {
+            root,
+            selection,
+            host,
+            asked,
+            known: BTreeMap::new(),
+            denied_in_host: BTreeSet::new(),
+            denied_reported: false,
+        })
     }
 
     /// The host's network namespace: that of process 1.
     #[must_use]
     pub const fn host(&self) -> NetnsId {
         self.host
+    }
+
+    fn in_host(&self, pid: u32) -> bool {
+        let identity = proc_fs::net_identity(&self.root, pid);
+        identity.is_some() && identity == proc_fs::net_identity(&self.root, 1)
     }
 
     /// Looks once. Call it about once a second.
@@ -136,6 +150,11 @@ impl NetnsScanner {
         for pid in pids {
             match proc_fs::netns(&self.root, pid) {
                 Look::Seen(netns) => present.entry(netns).or_default().push(pid),
+                // What is surely in the host's namespace is not missed.
+                Look::Denied if self.denied_in_host.contains(&pid) => {}
+                Look::Denied if self.in_host(pid) => {
+                    self.denied_in_host.insert(pid);
+                }
                 Look::Denied => scan.denied += 1,
                 Look::Gone => {}
             }
@@ -148,8 +167,8 @@ impl NetnsScanner {
             );
         }
         if self.selection == Selection::All {
-            let ids = present.into_keys().chain(named().into_iter().map(|(_, id)| id));
-            let ids: std::collections::BTreeSet<_> = ids.collect();
+            let ids = present.into_keys().chain([self.host]).chain(named().into_iter().map(|(_, id)| id));
+            let ids: BTreeSet<_> = ids.collect();
             scan.watched = ids.into_iter().map(|netns| Watched { netns, why: Why::All }).collect();
             return Ok(scan);
         }
@@ -166,6 +185,24 @@ impl NetnsScanner {
     }
 }
 
+/// The network namespace of process 1. Where that may not be looked at, that of any process which is in the same.
+fn host_netns(root: &Path) -> Result<NetnsId, DiscoveryError> {
+    let failed = |kind: io::ErrorKind| DiscoveryError::Proc { path: root.join("1/ns/net"), source: kind.into() };
+    match proc_fs::netns(root, 1) {
+        Look::Seen(host) => Ok(host),
+        Look::Gone => Err(failed(io::ErrorKind::NotFound)),
+        Look::Denied => {
+            let identity = proc_fs::net_identity(root, 1).ok_or_else(|| failed(io::ErrorKind::PermissionDenied))?;
+            let pids = proc_fs::pids(root).map_err(|source| DiscoveryError::Proc { path: root.to_owned(), source })?;
+            std::iter::once(std::process::id())
+                .chain(pids)
+                .filter(|&pid| proc_fs::net_identity(root, pid) == Some(identity))
+                .find_map(|pid| proc_fs::netns(root, pid).seen())
+                .ok_or_else(|| failed(io::ErrorKind::PermissionDenied))
+        }
+    }
+}
+
 impl Known {
     fn look(&mut self, root: &Path, pids: Vec<u32>) {
         if self.pids != pids {
@@ -176,11 +213,8 @@ impl Known {
         if self.why.is_some() {
             return;
         }
-        // Names are read each time: a process becomes Envoy by exec, under the number that it had before.
-        let envoy = self.pids.iter().find(|&&pid| {
-            proc_fs::is_envoy(proc_fs::exe(root, pid).seen().as_deref(), proc_fs::comm(root, pid).seen().as_deref())
-        });
-        if let Some(&pid) = envoy {
+        let envoy = self.envoy(root);
+        if let Some(pid) = envoy {
             self.why = Some(Why::Envoy(Tgid(pid)));
         } else if self.wait > 0 {
             self.wait -= 1;
@@ -192,5 +226,21 @@ impl Known {
             self.wait = self.next_wait;
             self.next_wait = (self.next_wait + 1).min(LONGEST_WAIT);
         }
+    }
+
+    /// An Envoy among the processes. The executable is looked at each time, because a process becomes Envoy by exec, under the number
+    /// that it had before; the name that it gives itself costs three times as much, and is read when the executable is another.
+    fn envoy(&mut self, root: &Path) -> Option<u32> {
+        let (pids, executed) = (&self.pids, &mut self.executed);
+        executed.retain(|pid, _| pids.binary_search(pid).is_ok());
+        pids.iter().copied().find(|&pid| {
+            let exe = proc_fs::exe(root, pid).seen();
+            if executed.get(&pid) == Some(&exe) {
+                return false;
+            }
+            let is_envoy = proc_fs::is_envoy(exe.as_deref(), proc_fs::comm(root, pid).seen().as_deref());
+            executed.insert(pid, exe);
+            is_envoy
+        })
     }
 }

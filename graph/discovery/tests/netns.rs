@@ -217,8 +217,9 @@ fn a_scan_is_cheap() {
     }
     // Processes that do nothing, in a namespace that is not the host's, of which every name is read at each scan.
     const IDLE: usize = 500;
-    let mut idle =
-        Running::shell(&format!("for i in $(seq {IDLE}); do sleep 60 & done; echo ready; read x; kill $(jobs -p)"));
+    let mut idle = Running::shell(&format!(
+        "for i in $(seq {IDLE}); do sleep 30 & pids=\"$pids $!\"; done; echo ready; read x; kill $pids"
+    ));
     idle.ready();
     let mut scanner = NetnsScanner::new(Selection::Mesh).expect("a scanner");
     scanner.scan().expect("scanned");
