@@ -60,7 +60,7 @@ enum Kind {
 
 /// Runs the true socket.
 fn simulate(ops: &[Op], born: bool, fin: bool) -> Vec<True> {
-    let (mut now, mut written, mut arrived, mut told, mut read) = (1_000_000u64, 0u64, 0u64, 0u64, 0u64);
+    let (mut now, mut written, mut arrived, mut read) = (1_000_000u64, 0u64, 0u64, 0u64);
     let mut events: Vec<(u64, Kind)> = Vec::new();
     if born {
         events.push((now, Kind::Born));
@@ -76,12 +76,11 @@ fn simulate(ops: &[Op], born: bool, fin: bool) -> Vec<True> {
             Op::Arrive { bytes, told: tell } => {
                 arrived += u64::from(bytes);
                 if tell {
-                    told = arrived;
-                    events.push((now, Kind::Ready { end: told, copied: read, fin: false }));
+                    events.push((now, Kind::Ready { end: arrived, copied: read, fin: false }));
                 }
             }
-            Op::TellAgain if told > 0 => events.push((now, Kind::Ready { end: told, copied: read, fin: false })),
-            Op::TellAgain => {}
+            // However late it comes, it tells of all that is there (`rcv_nxt`).
+            Op::TellAgain => events.push((now, Kind::Ready { end: arrived, copied: read, fin: false })),
             Op::Read { most } if read < arrived => {
                 let begin = read;
                 read = arrived.min(read + u64::from(most));
