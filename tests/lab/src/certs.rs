@@ -18,12 +18,12 @@ pub enum CertError {
     #[error("making the mesh's certificates failed: {0}")]
     Generate(#[from] rcgen::Error),
     /// The files could not be written.
-    #[error("the certificate {path} cannot be written: {source}", path = path.display())]
+    #[error("the certificate {path} cannot be written: {why}", path = path.display())]
     Write {
         /// Where.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
 }
 
@@ -69,7 +69,7 @@ impl Authority {
         ];
         for (name, pem) in files {
             let path = into.join(name);
-            std::fs::write(&path, pem).map_err(|source| CertError::Write { path, source })?;
+            std::fs::write(&path, pem).map_err(|why| CertError::Write { path, why })?;
         }
         Ok(())
     }

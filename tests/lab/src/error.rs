@@ -62,21 +62,24 @@ pub enum LabError {
         why: String,
     },
     /// A namespace cannot be entered.
-    #[error("the network namespace {namespace} cannot be entered: {source}; is the lab up? (meshdiff-lab status)")]
+    #[error("the network namespace {namespace} cannot be entered: {why}; is the lab up? (meshdiff-lab status)")]
     Namespace {
         /// Its name.
         namespace: String,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// A file or another resource.
-    #[error("{what}: {source}")]
+    #[error("{what}: {why}")]
     Io {
         /// What was being done.
         what: String,
         /// Why it failed.
-        source: std::io::Error,
+        why: std::io::Error,
     },
+    /// The log folder is in use.
+    #[error("{path} holds the logs of another run: name another folder with --out", path = .0.display())]
+    LogsTaken(PathBuf),
     /// Something did not come up.
     #[error("{what} was not ready within {seconds} s: {why}")]
     NotReady {
@@ -114,6 +117,6 @@ impl LabError {
     /// For `map_err` on I/O: what was being done.
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
-        move |source| Self::Io { what, source }
+        move |why| Self::Io { what, why }
     }
 }

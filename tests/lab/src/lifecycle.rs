@@ -53,6 +53,7 @@ pub fn up(settings: &Settings, binary: &Path, progress: &dyn Fn(&str)) -> Result
     if let Some(state) = before.filter(|state| state.settings == *settings && state.is_whole()) {
         return Ok((state, Raised::AlreadyUp));
     }
+    settings.out.as_deref().map_or(Ok(()), check_out)?;
     let leftovers = remove(&settings.name, false)?;
     if leftovers {
         progress("removed what was there under this name");
@@ -106,6 +107,13 @@ fn preflight(settings: &Settings) -> Result<String, LabError> {
     Ok(version.to_owned())
 }
 
+/// Logs of two runs in one folder could not be told apart.
+fn check_out(out: &Path) -> Result<(), LabError> {
+    let entries = std::fs::read_dir(out).into_iter().flatten().flatten();
+    let logs = entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|e| e == "ndjson"));
+    if logs { Err(LabError::LogsTaken(out.to_owned())) } else { Ok(()) }
+}
+
 fn on_path(command: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
@@ -121,7 +129,7 @@ fn create(
 ) -> Result<State, LabError> {
     let topology = Topology::of(settings);
     let logs = settings.out.clone().unwrap_or_else(|| dir.logs());
-    make_folders(settings, dir, &logs, &topology)?;
+    make_folders(dir, &logs, &topology)?;
     let mut state = State {
         settings: settings.clone(),
         phase: Phase::Starting,
@@ -178,7 +186,7 @@ fn create(
     Ok(state)
 }
 
-fn make_folders(settings: &Settings, dir: &StateDir, logs: &Path, topology: &Topology) -> Result<(), LabError> {
+fn make_folders(dir: &StateDir, logs: &Path, topology: &Topology) -> Result<(), LabError> {
     let make = |path: &Path| {
         std::fs::create_dir_all(path).map_err(LabError::io(format!("the folder {} cannot be made", path.display())))
     };
@@ -186,13 +194,6 @@ fn make_folders(settings: &Settings, dir: &StateDir, logs: &Path, topology: &Top
     dir.remove(false)?;
     make(dir.path())?;
     make(logs)?;
-    if settings.out.is_some() {
-        let entries = std::fs::read_dir(logs).into_iter().flatten().flatten();
-        if entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|e| e == "ndjson")) {
-            let what = format!("{} holds the logs of another run: name an empty folder", logs.display());
-            return Err(LabError::Io { what, source: std::io::ErrorKind::AlreadyExists.into() });
-        }
-    }
     topology.pods.iter().try_for_each(|pod| make(&dir.envoy(&pod.workload)))
 }
 
@@ -348,7 +349,7 @@ fn with_log(error: LabError, log: &Path) -> LabError {
 /// A request from end to end, once per version of reviews: everything is connected, and the sidecars have met. It is in
 /// the logs like any other.
 fn first_request(settings: &Settings, topology: &Topology, logs: &Path) -> Result<(), LabError> {
-    let caller = loadgen(settings, logs)?;
+    let caller = loadgen(logs)?;
     let Some(to) = topology.pod(LOADGEN).and_then(|pod| topology.destinations(pod).into_iter().next()) else {
         return Ok(());
     };
@@ -374,7 +375,7 @@ fn first_request(settings: &Settings, topology: &Topology, logs: &Path) -> Resul
 ///
 /// # Errors
 /// When the log cannot be opened.
-pub fn loadgen(_settings: &Settings, logs: &Path) -> Result<Caller, LabError> {
+pub fn loadgen(logs: &Path) -> Result<Caller, LabError> {
     let path = logs.join("loadgen.ndjson");
     let log = Logbook::open(&path).map_err(LabError::io(format!("the log {} cannot be opened", path.display())))?;
     Ok(Caller { pod: LOADGEN.to_owned(), pool: Pool::default(), log })

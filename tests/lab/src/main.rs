@@ -14,7 +14,7 @@ use meshdiff_lab::app::App;
 use meshdiff_lab::authz::Authz;
 use meshdiff_lab::bootstrap::AUTHZ_PORT;
 use meshdiff_lab::cli::{
-    AdminArgs, AppArgs, Cli, Command, DownArgs, Internal, LinkArgs, LoadArgs, RunArgs, ServeArgs, StatusArgs,
+    AdminArgs, AppArgs, Cli, Command, DownArgs, Internal, LinkArgs, LoadArgs, RunArgs, ServeArgs, StatusArgs, UpArgs,
 };
 use meshdiff_lab::client::Pool;
 use meshdiff_lab::hop::{Bytes, Caller};
@@ -22,14 +22,17 @@ use meshdiff_lab::lifecycle::{self, Raised};
 use meshdiff_lab::load::{self, Pace, Plan};
 use meshdiff_lab::logbook::Logbook;
 use meshdiff_lab::settings::Settings;
-use meshdiff_lab::signals::Ending;
+use meshdiff_lab::signals::{Ending, hearing};
 use meshdiff_lab::topology::{LOADGEN, SERVICE_PORT, Topology};
 use meshdiff_lab::{forward, netns, ready};
+
+/// How long a command of `run` may take to end once it was told to.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
-        Command::Up(args) => args.settings().map_err(Into::into).and_then(|settings| up(&settings)).map(|()| 0),
+        Command::Up(args) => up_or_nothing(args),
         Command::Load(args) => load(*args),
         Command::Status(args) => status(&args).map(|()| 0),
         Command::Down(args) => down(&args).map(|()| 0),
@@ -50,6 +53,27 @@ fn main() -> ExitCode {
 
 fn say(text: &str) {
     eprintln!("lab: {text}");
+}
+
+/// `up`, whose half-made lab goes again on Ctrl-C.
+fn up_or_nothing(args: UpArgs) -> Result<u8> {
+    let ending = Ending::block()?;
+    let settings = args.settings()?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let noticed = Arc::clone(&interrupted);
+    std::thread::spawn(move || {
+        ending.wait();
+        noticed.store(true, Ordering::Relaxed);
+        say("interrupted: taking the lab down again (once more to leave it as it is)");
+        ending.wait();
+        std::process::exit(130);
+    });
+    let done = up(&settings);
+    if interrupted.load(Ordering::Relaxed) {
+        lifecycle::down(&settings.name, false)?;
+        return Ok(130);
+    }
+    done.map(|()| 0)
 }
 
 fn up(settings: &Settings) -> Result<()> {
@@ -158,7 +182,7 @@ fn load(args: LoadArgs) -> Result<u8> {
     };
     let cpu_before = lab_cpu();
     let mut report = netns::within(&name.namespace(LOADGEN), || -> Result<_> {
-        let caller = lifecycle::loadgen(&state.settings, &logs)?;
+        let caller = lifecycle::loadgen(&logs)?;
         Ok(load::run(&plan, &caller, &to, &log, &stop))
     })??;
     let wall = report.end_ns.since(report.start_ns).as_secs_f64();
@@ -186,19 +210,20 @@ fn run(args: RunArgs) -> Result<u8> {
         let state = lifecycle::state(&name)?;
         let mut command = std::process::Command::new(program);
         command.args(arguments).env("MESHDIFF_LAB_NAME", name.as_str()).env("MESHDIFF_LAB_LOGS", &state.logs);
-        let mut child = command.spawn().with_context(|| format!("{} cannot be started", program.to_string_lossy()))?;
+        let mut child = hearing(&mut command)
+            .spawn()
+            .with_context(|| format!("{} cannot be started", program.to_string_lossy()))?;
         let pid = nix::unistd::Pid::from_raw(child.id() as i32);
         std::thread::spawn(move || {
-            loop {
-                // The command is told to end, and the lab goes when it has. A Ctrl-C reaches it directly as well.
-                let signal = ending.wait();
-                let _ = nix::sys::signal::kill(pid, signal);
-            }
+            // The command is told to end, and the lab goes when it has (a Ctrl-C reaches it directly as well). One that
+            // does not end, such as a shell that waits for its own child, cannot keep the lab for ever.
+            let _ = nix::sys::signal::kill(pid, ending.wait());
+            std::thread::sleep(PATIENCE);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         });
         child.wait().context("waiting for the command failed")
     })();
-    let keep_logs = false;
-    let down = lifecycle::down(&name, keep_logs).context("taking the lab down failed");
+    let down = lifecycle::down(&name, false).context("taking the lab down failed");
     let status = command?;
     down?;
     say(&format!("`{name}` is down"));

@@ -24,7 +24,7 @@ pub fn path(namespace: &str) -> PathBuf {
 /// # Errors
 /// When there is no such namespace.
 pub fn inode(namespace: &str) -> Result<u64, LabError> {
-    let enter = |source| LabError::Namespace { namespace: namespace.to_owned(), source };
+    let enter = |why| LabError::Namespace { namespace: namespace.to_owned(), why };
     std::fs::metadata(path(namespace)).map(|meta| meta.ino()).map_err(enter)
 }
 
@@ -45,7 +45,7 @@ pub fn named(prefix: &str) -> Vec<String> {
 /// # Errors
 /// When the namespace cannot be entered. A panic of `work` goes on in the caller.
 pub fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> Result<T, LabError> {
-    let failed = |source| LabError::Namespace { namespace: namespace.to_owned(), source };
+    let failed = |why| LabError::Namespace { namespace: namespace.to_owned(), why };
     let file = File::open(path(namespace)).map_err(failed)?;
     std::thread::scope(|scope| {
         let inside = scope.spawn(move || {

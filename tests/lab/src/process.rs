@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock::MonotonicNs;
 use crate::error::LabError;
 use crate::netns;
+use crate::signals::hearing;
 
 /// What a process is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,7 +109,7 @@ pub fn launch(launch: &Launch<'_>, role: Role, pod: &str) -> Result<Process, Lab
         if let Some(uid) = launch.uid {
             command.uid(uid).gid(uid);
         }
-        Ok(command.spawn()?.id())
+        Ok(hearing(&mut command).spawn()?.id())
     };
     let pid = netns::within(launch.namespace, start)?
         .map_err(LabError::io(format!("{} cannot be started", launch.program.display())))? as i32;
@@ -174,18 +175,20 @@ mod tests {
 
     #[test]
     fn a_process_that_ignores_sigterm_is_killed() {
-        let child = Command::new("sh")
+        let mut child = Command::new("sh")
             .args(["-c", "trap '' TERM; echo ready; while :; do sleep 1; done"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let pid = child.id() as i32;
         let mut ready = [0; 5];
-        io::Read::read_exact(&mut child.stdout.unwrap(), &mut ready).unwrap();
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let process = Process { role: Role::App, pod: "x".into(), pid, start_ticks: start_ticks(pid).unwrap() };
         assert!(process.is_alive());
         terminate(&BTreeSet::from([pid])).unwrap();
         assert!(!process.is_alive());
+        // `terminate` has waited for it already.
+        assert!(child.wait().is_err());
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub fn admin(namespace: &str, method: &str, path: &str) -> Result<(u16, String),
         .map_err(LabError::io(format!("Envoy's admin interface in {namespace} does not answer")))?;
     parse_admin(&answer).ok_or_else(|| LabError::Io {
         what: format!("Envoy's admin interface in {namespace} answered something else than HTTP"),
-        source: io::ErrorKind::InvalidData.into(),
+        why: io::ErrorKind::InvalidData.into(),
     })
 }
 

@@ -1,6 +1,8 @@
 //! Ending on a signal, cleanly and without signal handlers.
 
 use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -30,4 +32,10 @@ impl Ending {
             }
         }
     }
+}
+
+/// Lets a child have no signal blocked: it inherits the mask of the thread that starts it, and would be deaf otherwise.
+pub fn hearing(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; sigemptyset and pthread_sigmask are.
+    unsafe { command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?)) }
 }

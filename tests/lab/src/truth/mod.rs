@@ -24,12 +24,12 @@ use crate::clock::MonotonicNs;
 #[derive(Debug, thiserror::Error)]
 pub enum TruthError {
     /// A folder or file is not readable.
-    #[error("the lab's logs at {path} cannot be read: {source}", path = path.display())]
+    #[error("the lab's logs at {path} cannot be read: {why}", path = path.display())]
     Io {
         /// Where.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        why: std::io::Error,
     },
     /// There is no log at all.
     #[error("there is no *.ndjson log at {0:?}: is this the lab's log folder, and was there any load?")]
@@ -67,7 +67,7 @@ impl Truth {
             let path = path.as_ref();
             asked.push(path.to_owned());
             if path.is_dir() {
-                let at = |source| TruthError::Io { path: path.to_owned(), source };
+                let at = |why| TruthError::Io { path: path.to_owned(), why };
                 for entry in std::fs::read_dir(path).map_err(at)? {
                     let file = entry.map_err(at)?.path();
                     if file.extension().is_some_and(|extension| extension == "ndjson") {
@@ -86,7 +86,7 @@ impl Truth {
         let mut records = Vec::new();
         let mut unreadable = 0;
         for file in files {
-            let text = std::fs::read(&file).map_err(|source| TruthError::Io { path: file.clone(), source })?;
+            let text = std::fs::read(&file).map_err(|why| TruthError::Io { path: file.clone(), why })?;
             for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                 match serde_json::from_slice::<Record>(line) {
                     Ok(record) => records.push(record),
