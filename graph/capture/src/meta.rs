@@ -188,6 +188,9 @@ pub struct AlsStats {
     pub lost_estimate: Option<u64>,
     /// What the estimate rests on.
     pub lost_estimate_basis: Option<String>,
+    /// Everything that was out of the ordinary, by kind: `malformed_entries.negative_duration`, `streams_failed.connection`
+    /// and the like. Kinds that did not occur are absent.
+    pub trouble: BTreeMap<String, u64>,
 }
 
 /// A namespace that was watched.

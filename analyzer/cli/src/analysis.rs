@@ -1,0 +1,138 @@
+//! From a capture to attributed requests.
+
+use crate::args::SourceArgs;
+use crate::exit::Failure;
+use meshdiff_analyzer::{AttributedRequest, attribute_all, select};
+use meshdiff_capture::{Capture, CaptureData};
+use meshdiff_discovery::{Owners, service_of_cluster};
+use meshdiff_graph::{Directory, HopInput, MeshGraph};
+use meshdiff_model::{MonotonicNs, NodeId, WallTime, Workload, WorkloadSource};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// A capture, joined, attributed and restricted to what was asked for.
+pub(crate) struct Analysis {
+    pub(crate) path: PathBuf,
+    pub(crate) data: CaptureData,
+    pub(crate) mesh: MeshGraph,
+    pub(crate) requests: Vec<AttributedRequest>,
+    /// What limits the result, in sentences.
+    pub(crate) notes: Vec<String>,
+    pub(crate) window: (WallTime, WallTime),
+    pub(crate) namespace: Option<String>,
+}
+
+/// Who owns what, by what the proxies said of themselves.
+struct ByProxies(Owners);
+
+impl Directory for ByProxies {
+    fn by_proxy(&self, node: &NodeId) -> Option<Workload> {
+        known(self.0.workload_of_node(node))
+    }
+    fn by_address(&self, ip: IpAddr) -> Option<Workload> {
+        known(self.0.workload_of_ip(ip))
+    }
+    fn service_of_cluster(&self, cluster: &str) -> Option<(String, Option<String>)> {
+        let service = service_of_cluster(cluster)?.service()?;
+        Some((service.name.to_owned(), service.namespace.map(str::to_owned)))
+    }
+}
+
+fn known(workload: Workload) -> Option<Workload> {
+    (workload.source != WorkloadSource::Unknown).then_some(workload)
+}
+
+/// Reads the capture that was asked for and attributes its requests.
+///
+/// Fails if there is none, if it holds no request, or none in the namespace or time that was asked for.
+pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
+    let Some(path) = args.capture.clone() else {
+        return Err(Failure::Usage(
+            "give the capture with --capture DIR (make one with `meshdiff record --output DIR`); reading from the agents of a cluster \
+             is not built yet"
+                .to_owned(),
+        ));
+    };
+    let data = Capture::open(&path)?.read()?;
+    let mut notes = data.warnings();
+    let directory = ByProxies(Owners::from_proxies(&data.proxies));
+    let end = window_end(&data);
+    let input = HopInput {
+        sockets: &data.sockets,
+        messages: &data.messages,
+        access_logs: &data.access_logs,
+        clock: &data.meta.clock,
+        window: (data.meta.start.monotonic, end),
+    };
+    let mesh = MeshGraph::build(input, &data.processes, &directory);
+    let (all, errors) = attribute_all(&mesh, &directory, &data.meta.clock);
+    if let Some(first) = errors.first() {
+        notes.push(format!("{} requests contradict themselves and were left out: {first}", errors.len()));
+    }
+    if all.is_empty() {
+        return Err(Failure::TooLittleData(empty(&path, &data)));
+    }
+    let end_wall = data.meta.clock.to_wall(end).unwrap_or(data.meta.start.wall);
+    let since =
+        args.since.map(|s| WallTime(end_wall.0.saturating_sub(i64::try_from(s.as_nanos()).unwrap_or(i64::MAX))));
+    let namespaces = namespaces(&all);
+    let total = all.len();
+    let requests = select(all, args.namespace.as_deref(), since);
+    if requests.is_empty() {
+        let text = match &args.namespace {
+            Some(ns) if !namespaces.contains(ns) => format!(
+                "no request in {} has an end in the namespace {ns:?}; its {total} requests are in: {}",
+                path.display(),
+                list(&namespaces)
+            ),
+            _ => format!(
+                "none of the {total} requests in {} began within the time that --since asks for; it counts back from the capture's end",
+                path.display()
+            ),
+        };
+        return Err(Failure::TooLittleData(text));
+    }
+    let start = since.map_or(data.meta.start.wall, |s| WallTime(s.0.max(data.meta.start.wall.0)));
+    Ok(Analysis { path, mesh, requests, notes, window: (start, end_wall), namespace: args.namespace.clone(), data })
+}
+
+/// When the recording ended; for one that was cut off, the last thing that it saw.
+fn window_end(data: &CaptureData) -> MonotonicNs {
+    if let Some(end) = data.meta.end {
+        return end.monotonic;
+    }
+    let kernel = data.sockets.iter().map(|s| s.last_seen).max();
+    let clock = data.meta.clock.samples().last().map(|s| s.monotonic);
+    kernel.max(clock).unwrap_or(data.meta.start.monotonic)
+}
+
+fn namespaces(requests: &[AttributedRequest]) -> BTreeSet<String> {
+    requests.iter().flat_map(|r| [&r.client, &r.server]).filter_map(|w| w.namespace.clone()).collect()
+}
+
+fn list(names: &BTreeSet<String>) -> String {
+    if names.is_empty() {
+        return "none that is known".to_owned();
+    }
+    names.iter().map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Why a capture has no request, as far as it tells.
+fn empty(path: &std::path::Path, data: &CaptureData) -> String {
+    let mut text = format!("{} holds no request", path.display());
+    if data.access_logs.is_empty() {
+        text.push_str(
+            ": no access log entry arrived. Check that the sidecars' ALS settings (meshConfig.extensionProviders and Telemetry) point to \
+             the endpoint that was recorded, and that there was traffic",
+        );
+    }
+    if data.messages.is_empty() {
+        text.push_str(". The probes saw no message either");
+    }
+    for warning in data.warnings() {
+        text.push_str(". ");
+        text.push_str(&warning);
+    }
+    text
+}

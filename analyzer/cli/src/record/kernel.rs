@@ -1,0 +1,250 @@
+//! The kernel's side of a recording: probes, message assembly, and which network namespaces are watched.
+
+use super::options::Options;
+use super::store::Item;
+use crate::exit::Failure;
+use anyhow::Context;
+use meshdiff_capture::{EventCounts, WatchReason, WatchedNetns};
+use meshdiff_discovery::{NetnsScanner, Selection, Watched, Why};
+use meshdiff_model::{Message, ProbeStats, ProbeTier, Socket, SocketEvent};
+use meshdiff_probes::{Assembler, Limits, NamespaceFilter, ProbeConfig, Probes, RawKind, Sink, monotonic_now};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// How often namespaces are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often the ring is emptied.
+const DRAIN: Duration = Duration::from_millis(20);
+
+/// Probes that are attached and watch what was found at the start.
+pub(crate) struct KernelSide {
+    probes: Probes,
+    scanner: NetnsScanner,
+    watched: Vec<Watched>,
+    raw: bool,
+    ring_bytes: u64,
+}
+
+/// What the kernel's side did, once it has ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct KernelEnd {
+    pub(crate) stats: ProbeStats,
+    pub(crate) events: EventCounts,
+}
+
+/// The threads of the kernel's side.
+pub(crate) struct Running {
+    stop: Arc<AtomicBool>,
+    drain: JoinHandle<KernelEnd>,
+    look: JoinHandle<()>,
+}
+
+impl KernelSide {
+    /// Loads the probes and watches what is there.
+    pub(crate) fn start(options: &Options) -> Result<Self, Failure> {
+        let mut scanner = NetnsScanner::new(options.selection.clone())?;
+        let config = ProbeConfig {
+            ring_bytes: options.ring_bytes,
+            watch_all: options.selection == Selection::All,
+            drain_interval: DRAIN,
+            ..ProbeConfig::default()
+        };
+        let probes = Probes::load(&config)?;
+        let watched = scanner.scan()?.watched;
+        for w in &watched {
+            probes.filter().watch(w.netns)?;
+        }
+        Ok(Self { probes, scanner, watched, raw: options.raw, ring_bytes: u64::from(options.ring_bytes) })
+    }
+
+    pub(crate) fn tier(&self) -> ProbeTier {
+        self.probes.tier()
+    }
+
+    /// The namespaces that are watched from the start.
+    pub(crate) fn watched(&self) -> Vec<WatchedNetns> {
+        self.watched.iter().map(describe).collect()
+    }
+
+    /// Begins to hand on what the probes see.
+    pub(crate) fn run(self, to_store: mpsc::Sender<Item>) -> Result<Running, Failure> {
+        let Self { probes, scanner, watched, raw, ring_bytes } = self;
+        let stop = Arc::new(AtomicBool::new(false));
+        let filter = probes.filter();
+        let drain = std::thread::Builder::new()
+            .name("drain".to_owned())
+            .spawn({
+                let (stop, to_store) = (Arc::clone(&stop), to_store.clone());
+                move || drain(probes, raw, ring_bytes, &stop, &to_store)
+            })
+            .context("cannot start a thread")?;
+        let look = std::thread::Builder::new()
+            .name("namespaces".to_owned())
+            .spawn({
+                let stop = Arc::clone(&stop);
+                move || look(scanner, &watched, &filter, &stop, &to_store)
+            })
+            .context("cannot start a thread")?;
+        Ok(Running { stop, drain, look })
+    }
+}
+
+impl Running {
+    /// Stops the probes; what they saw until now is handed on before this resolves.
+    pub(crate) fn stop(self) -> impl Future<Output = Result<KernelEnd, Failure>> {
+        self.stop.store(true, Ordering::Relaxed);
+        let joined = tokio::task::spawn_blocking(move || {
+            let end = self.drain.join();
+            drop(self.look.join());
+            end
+        });
+        async move {
+            let end = joined.await.context("waiting for the probes")?;
+            Ok(end.map_err(|_| {
+                anyhow::anyhow!("the probes' thread panicked: this is a defect in meshdiff, please report it")
+            })?)
+        }
+    }
+}
+
+/// Collects what one drain yields.
+#[derive(Default)]
+struct Batch {
+    messages: Vec<Message>,
+    sockets: Vec<Socket>,
+    events: Vec<SocketEvent>,
+}
+
+impl Sink for Batch {
+    fn message(&mut self, message: Message) {
+        self.messages.push(message);
+    }
+    fn socket(&mut self, socket: Socket) {
+        self.sockets.push(socket);
+    }
+}
+
+impl Batch {
+    /// Hands everything on; waits while the writer is behind, which is where the ring fills.
+    fn flush(&mut self, to_store: &mpsc::Sender<Item>) {
+        let Self { messages, sockets, events } = std::mem::take(self);
+        for item in [Item::Sockets(sockets), Item::Messages(messages), Item::Events(events)] {
+            if !item.is_empty() && to_store.blocking_send(item).is_err() {
+                // The writer has failed; the recording is about to end.
+                return;
+            }
+        }
+    }
+}
+
+fn drain(
+    mut probes: Probes,
+    raw: bool,
+    ring_bytes: u64,
+    stop: &AtomicBool,
+    to_store: &mpsc::Sender<Item>,
+) -> KernelEnd {
+    let mut assembler = Assembler::new(Limits::default());
+    let mut batch = Batch::default();
+    let mut counts = EventCounts::default();
+    let mut next_stats = Instant::now() + LOOK;
+    let mut detached = false;
+    loop {
+        let stopping = stop.load(Ordering::Relaxed);
+        if stopping && !detached {
+            probes.detach();
+            detached = true;
+        }
+        let drained = probes.drain(|event| {
+            match event.kind {
+                RawKind::Announce(_) => {}
+                RawKind::Send { .. } => counts.sends += 1,
+                RawKind::Ready { .. } => counts.readies += 1,
+                RawKind::Recv { .. } => counts.recvs += 1,
+                RawKind::State { .. } => counts.states += 1,
+            }
+            if raw && let Some(event) = event.to_socket_event() {
+                batch.events.push(event);
+            }
+            assembler.push(event, &mut batch);
+        });
+        counts.malformed += drained.undecodable;
+        assembler.tick(monotonic_now(), &mut batch);
+        batch.flush(to_store);
+        if stopping && drained.records == 0 {
+            break;
+        }
+        if Instant::now() >= next_stats {
+            next_stats += LOOK;
+            let end = KernelEnd { stats: probes.stats().unwrap_or_default(), events: counts };
+            drop(to_store.blocking_send(Item::KernelProgress(end)));
+        }
+        // A ring that was half full is emptied again at once.
+        if drained.bytes < ring_bytes / 2 {
+            std::thread::sleep(if stopping { Duration::from_millis(1) } else { DRAIN });
+        }
+    }
+    assembler.finish(&mut batch);
+    batch.flush(to_store);
+    KernelEnd { stats: probes.stats().unwrap_or_default(), events: counts }
+}
+
+fn look(
+    mut scanner: NetnsScanner,
+    watched: &[Watched],
+    filter: &NamespaceFilter,
+    stop: &AtomicBool,
+    to_store: &mpsc::Sender<Item>,
+) {
+    let mut known: BTreeSet<_> = watched.iter().map(|w| w.netns).collect();
+    let mut next = Instant::now() + LOOK;
+    while !stop.load(Ordering::Relaxed) {
+        if Instant::now() < next {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        }
+        next += LOOK;
+        let scan = match scanner.scan() {
+            Ok(scan) => scan,
+            Err(error) => {
+                tracing::warn!(%error, "cannot look for network namespaces");
+                continue;
+            }
+        };
+        for w in &scan.watched {
+            if known.contains(&w.netns) {
+                continue;
+            }
+            match filter.watch(w.netns) {
+                Ok(_) => {
+                    known.insert(w.netns);
+                    tracing::info!(netns = w.netns.0, "watching another network namespace");
+                    drop(to_store.blocking_send(Item::Watched(describe(w))));
+                }
+                Err(error) => tracing::warn!(%error, netns = w.netns.0, "cannot watch a network namespace"),
+            }
+        }
+        // The kernel gives a namespace's number away again once it is gone.
+        let present: BTreeSet<_> = scan.watched.iter().map(|w| w.netns).collect();
+        for gone in known.difference(&present).copied().collect::<Vec<_>>() {
+            known.remove(&gone);
+            if let Err(error) = filter.unwatch(gone) {
+                tracing::warn!(%error, netns = gone.0, "cannot stop watching a network namespace");
+            }
+        }
+    }
+}
+
+fn describe(w: &Watched) -> WatchedNetns {
+    let (reason, detail) = match &w.why {
+        Why::Envoy(tgid) => (WatchReason::Envoy, format!("Envoy runs in it as process {}", tgid.0)),
+        Why::Listener(port) => (WatchReason::Listener, format!("something listens on port {port} in it")),
+        Why::Asked(words) => (WatchReason::Asked, words.clone()),
+        Why::All => (WatchReason::All, String::new()),
+    };
+    WatchedNetns { netns: w.netns, reason, detail }
+}

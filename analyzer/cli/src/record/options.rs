@@ -1,0 +1,57 @@
+//! The validated options of `record`.
+
+use crate::args::RecordArgs;
+use crate::exit::Failure;
+use meshdiff_discovery::{NetnsRef, Selection};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What to record, and where to.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) output: PathBuf,
+    pub(crate) duration: Option<Duration>,
+    pub(crate) als_listen: SocketAddr,
+    pub(crate) probes: bool,
+    pub(crate) selection: Selection,
+    pub(crate) force: bool,
+    pub(crate) raw: bool,
+    pub(crate) ring_bytes: u32,
+    pub(crate) quiet: bool,
+}
+
+impl TryFrom<RecordArgs> for Options {
+    type Error = Failure;
+
+    fn try_from(args: RecordArgs) -> Result<Self, Failure> {
+        if !args.ring_size.is_power_of_two() {
+            return Err(Failure::Usage(format!(
+                "--ring-size must be a power of two (the kernel's ring buffers are): {} or {} instead of {}",
+                args.ring_size.next_power_of_two() / 2,
+                args.ring_size.next_power_of_two(),
+                args.ring_size
+            )));
+        }
+        let named = args.netns.iter().map(|n| n.parse());
+        let mut only: Vec<NetnsRef> =
+            named.collect::<Result<_, _>>().map_err(|e| Failure::Usage(format!("--netns: {e}")))?;
+        only.extend(args.pid.iter().map(|&pid| NetnsRef::Pid(pid)));
+        let selection = match (args.all_netns, only.is_empty()) {
+            (true, _) => Selection::All,
+            (false, true) => Selection::Mesh,
+            (false, false) => Selection::Only(only),
+        };
+        Ok(Self {
+            output: args.output,
+            duration: args.duration,
+            als_listen: args.als_listen,
+            probes: !args.no_probes,
+            selection,
+            force: args.force,
+            raw: args.raw,
+            ring_bytes: args.ring_size << 20,
+            quiet: args.quiet,
+        })
+    }
+}
