@@ -1,0 +1,85 @@
+//! What the probes add to one exchange (a request and its response over a loopback connection: two sends, two readies, two
+//! reads), measured in one thread: `cargo run -p meshdiff-probes --example overhead [ROUNDS]`, as root, on a quiet machine.
+//!
+//! Rounds are interleaved: without probes, without probes once more (the control), with probes that watch this namespace, and with
+//! probes that watch another. Medians of the rounds are compared; the two without probes tell how much a difference means.
+
+use meshdiff_model::NetnsId;
+use meshdiff_probes::{ProbeConfig, Probes};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
+
+const EXCHANGES: u32 = 5_000;
+const REQUEST: &[u8] = b"GET /reviews/0 HTTP/1.1\r\nhost: reviews:9080\r\nx-request-id: 0bf0d0b1-9e2a\r\n\r\n";
+const RESPONSE: &[u8] = &[b'x'; 200];
+
+/// Mean ns of an exchange.
+fn round(client: &mut TcpStream, server: &mut TcpStream) -> std::io::Result<f64> {
+    let mut buffer = [0; 512];
+    let began = Instant::now();
+    for _ in 0..EXCHANGES {
+        client.write_all(REQUEST)?;
+        server.read_exact(&mut buffer[..REQUEST.len()])?;
+        server.write_all(RESPONSE)?;
+        client.read_exact(&mut buffer[..RESPONSE.len()])?;
+    }
+    Ok(began.elapsed().as_nanos() as f64 / f64::from(EXCHANGES))
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let rounds: usize = std::env::args().nth(1).map_or(Ok(40), |s| s.parse())?;
+    let own = NetnsId(u32::try_from(std::fs::metadata("/proc/self/ns/net")?.ino())?);
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut client = TcpStream::connect(listener.local_addr()?)?;
+    let (mut server, _) = listener.accept()?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    round(&mut client, &mut server)?;
+
+    let names = ["without probes", "without, again", "watched", "another watched"];
+    let mut times: [Vec<f64>; 4] = Default::default();
+    let mut records = 0;
+    for n in 0..rounds {
+        for step in 0..4 {
+            let which = (step + n) % 4;
+            let mut probes = match which {
+                2 | 3 => {
+                    let probes = Probes::load(&ProbeConfig { measure_cost: false, ..ProbeConfig::default() })?;
+                    probes.filter().watch(if which == 2 { own } else { NetnsId(1) })?;
+                    Some(probes)
+                }
+                _ => None,
+            };
+            // The first exchanges make the sockets' state.
+            client.write_all(b"x")?;
+            server.read_exact(&mut [0])?;
+            server.write_all(b"x")?;
+            client.read_exact(&mut [0])?;
+            times[which].push(round(&mut client, &mut server)?);
+            if let Some(probes) = &mut probes {
+                records += probes.drain(|_| {}).records;
+            }
+        }
+    }
+    let mut differences: Vec<Vec<f64>> = Vec::new();
+    for list in &times {
+        differences.push(list.iter().zip(&times[0]).map(|(t, base)| t - base).collect());
+    }
+    let base = median(&mut times[0].clone());
+    for (i, name) in names.iter().enumerate() {
+        let (own, difference) = (median(&mut times[i].clone()), median(&mut differences[i]));
+        println!(
+            "{name:16} median {own:8.0} ns per exchange, {:+6.0} by medians, {difference:+6.0} by rounds",
+            own - base
+        );
+    }
+    println!("{records} records in {rounds} rounds of {EXCHANGES} exchanges");
+    Ok(())
+}

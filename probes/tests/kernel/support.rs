@@ -1,0 +1,177 @@
+//! Network namespaces and conversations of our own making.
+
+use meshdiff_model::{Direction, Message, MonotonicNs, NetnsId, Socket, SocketCookie};
+use meshdiff_probes::{
+    Assembler, AssemblyStats, Collected, Limits, ProbeConfig, Probes, RawEvent, RawKind, monotonic_now,
+};
+use nix::sched::{CloneFlags, unshare};
+use std::collections::BTreeMap;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// False if the privileged tests are to be left out. Not being root is a failure: a test that passes without having looked is
+/// worse than none.
+pub(crate) fn privileged(test: &str) -> bool {
+    if std::env::var_os("MESHDIFF_SKIP_PRIVILEGED").is_some_and(|v| v == "1") {
+        println!("{test}: left out, because MESHDIFF_SKIP_PRIVILEGED=1");
+        return false;
+    }
+    assert!(
+        nix::unistd::geteuid().is_root(),
+        "{test} loads programs into the kernel and needs root; run it as root, or set MESHDIFF_SKIP_PRIVILEGED=1 to leave it out"
+    );
+    true
+}
+
+/// The network namespace of this thread.
+pub(crate) fn current_netns() -> NetnsId {
+    let inode = std::fs::metadata("/proc/thread-self/ns/net").expect("/proc is mounted").ino();
+    NetnsId(u32::try_from(inode).expect("the inode number of a namespace has 32 bits"))
+}
+
+/// Runs `body` in a thread with a network namespace of its own, of which only the loopback is up. The namespace goes with
+/// the last socket and the thread.
+pub(crate) fn in_new_netns<T: Send>(body: impl FnOnce(NetnsId) -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+            loopback_up();
+            body(current_netns())
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn loopback_up() {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    // SAFETY: an ifreq of zeros is valid: it holds numbers and pointers that are not followed.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
+    // SAFETY: the descriptor is open, and the request is an ifreq that outlives the call.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
+    assert_eq!(result, 0, "lo: {}", std::io::Error::last_os_error());
+}
+
+/// What the kernel calls a socket.
+pub(crate) fn cookie(socket: &TcpStream) -> SocketCookie {
+    let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the descriptor is open, and the value is as long as `len` says.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    assert_eq!(result, 0, "SO_COOKIE: {}", std::io::Error::last_os_error());
+    SocketCookie(cookie)
+}
+
+/// A connection over the loopback of this thread's namespace: client and server.
+pub(crate) fn connection(address: &str) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(address).expect("a listener");
+    let port = listener.local_addr().expect("an address").port();
+    let to = if address.starts_with("[::1]") { format!("[::1]:{port}") } else { format!("127.0.0.1:{port}") };
+    let client = TcpStream::connect(to).expect("a connection");
+    let (server, _) = listener.accept().expect("a connection");
+    client.set_nodelay(true).expect("nodelay");
+    server.set_nodelay(true).expect("nodelay");
+    (client, server)
+}
+
+/// The probes, and everything that they said.
+pub(crate) struct Recording {
+    pub(crate) probes: Probes,
+    assembler: Assembler,
+    sink: Collected,
+    /// Events per socket, without announcements: counter and place in the ring.
+    pub(crate) counters: BTreeMap<SocketCookie, Vec<u32>>,
+    pub(crate) sends: Vec<(SocketCookie, u32, Vec<u8>)>,
+}
+
+/// What was recorded.
+pub(crate) struct Recorded {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) sockets: BTreeMap<SocketCookie, Socket>,
+    pub(crate) stats: AssemblyStats,
+}
+
+impl Recording {
+    pub(crate) fn start(config: &ProbeConfig, watched: &[NetnsId]) -> Self {
+        let probes = Probes::load(config).unwrap_or_else(|e| panic!("{e}"));
+        for netns in watched {
+            probes.filter().watch(*netns).unwrap_or_else(|e| panic!("{e}"));
+        }
+        let (assembler, sink) = (Assembler::new(Limits::default()), Collected::default());
+        Self { probes, assembler, sink, counters: BTreeMap::new(), sends: Vec::new() }
+    }
+
+    pub(crate) fn drain(&mut self) {
+        let Self { probes, assembler, sink, counters, sends } = self;
+        probes.drain(|event: &RawEvent<'_>| {
+            if !matches!(event.kind, RawKind::Announce(_)) {
+                counters.entry(event.socket).or_default().push(event.counter);
+            }
+            if let RawKind::Send { len, prefix, .. } = event.kind {
+                sends.push((event.socket, len, prefix.to_vec()));
+            }
+            assembler.push(event, sink);
+        });
+        assembler.tick(monotonic_now(), sink);
+    }
+
+    /// Drains until `done`, or fails.
+    pub(crate) fn drain_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            self.drain();
+            if done(self) {
+                return;
+            }
+            assert!(Instant::now() < end, "did not see {what} within {DEADLINE:?}; saw {:?}", self.counters);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub(crate) fn events(&self, socket: SocketCookie) -> usize {
+        self.counters.get(&socket).map_or(0, Vec::len)
+    }
+
+    pub(crate) fn finish(mut self) -> (Probes, Recorded) {
+        self.drain();
+        self.assembler.finish(&mut self.sink);
+        let stats = self.assembler.stats();
+        let sockets = self.sink.sockets.into_iter().map(|s| (s.cookie, s)).collect();
+        (self.probes, Recorded { messages: self.sink.messages, sockets, stats })
+    }
+}
+
+impl Recorded {
+    pub(crate) fn of(&self, socket: SocketCookie, direction: Direction) -> Vec<&Message> {
+        self.messages.iter().filter(|m| m.socket == socket && m.direction == direction).collect()
+    }
+
+    /// Bytes in all messages of a direction.
+    pub(crate) fn bytes(&self, socket: SocketCookie, direction: Direction) -> u64 {
+        self.of(socket, direction).iter().map(|m| u64::from(m.seq.len())).sum()
+    }
+}
+
+/// First instant of a list that covers the number before `end`.
+pub(crate) fn covering(list: &[meshdiff_model::SeqInstant], end: meshdiff_model::SeqNo) -> MonotonicNs {
+    list.iter().find(|i| !i.seq.before(end)).unwrap_or_else(|| panic!("nothing covers {end:?} in {list:?}")).at
+}
+
+/// sendfile(2): pages of the file reach TCP without having been in this process.
+pub(crate) fn send_file(file: &std::fs::File, to: &TcpStream, bytes: usize) {
+    let mut sent = 0;
+    while sent < bytes {
+        // SAFETY: both descriptors are open; without an offset the file's own position is used.
+        let n = unsafe { libc::sendfile(to.as_raw_fd(), file.as_raw_fd(), std::ptr::null_mut(), bytes - sent) };
+        assert!(n > 0, "sendfile: {}", std::io::Error::last_os_error());
+        sent += n.cast_unsigned();
+    }
+}
