@@ -91,8 +91,13 @@ pub enum LabError {
         why: String,
     },
     /// Nobody knows this lab.
-    #[error("there is no lab `{0}`: bring it up with `meshdiff-lab up --name {0}`")]
-    NoSuchLab(LabName),
+    #[error("there is no lab `{name}` ({}): bring it up with `meshdiff-lab up --name {name}`", present(others))]
+    NoSuchLab {
+        /// What was asked for.
+        name: LabName,
+        /// What there is.
+        others: Vec<LabName>,
+    },
     /// Another process works on it.
     #[error("another meshdiff-lab is bringing the lab `{0}` up or down, and did not finish within a minute")]
     Busy(LabName),
@@ -111,6 +116,13 @@ pub enum LabError {
     /// Certificates.
     #[error(transparent)]
     Certificates(#[from] CertError),
+}
+
+fn present(labs: &[LabName]) -> String {
+    match labs {
+        [] => "there is none at all".to_owned(),
+        labs => format!("there is {}", labs.iter().map(LabName::as_str).collect::<Vec<_>>().join(", ")),
+    }
 }
 
 impl LabError {

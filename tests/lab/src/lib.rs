@@ -29,6 +29,7 @@ pub mod ready;
 pub mod settings;
 pub mod signals;
 pub mod state;
+pub mod status;
 pub mod topology;
 pub mod truth;
 pub mod tun;

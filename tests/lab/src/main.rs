@@ -104,7 +104,7 @@ fn down(args: &DownArgs) -> Result<()> {
 }
 
 fn status(args: &StatusArgs) -> Result<()> {
-    let status = lifecycle::status(&args.name.name)?;
+    let status = meshdiff_lab::status::status(&args.name.name)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
         return Ok(());

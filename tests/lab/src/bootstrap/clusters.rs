@@ -3,11 +3,16 @@
 use serde_json::{Value, json};
 
 use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
-use crate::topology::{NAMESPACE, SERVICE_PORT, Service};
+use crate::topology::{NAMESPACE, SERVICE_PORT, Service, TRUST_DOMAIN};
 
-/// The access log service, named as Istio names the Service of an extension provider.
+/// The host name of the access log service, as if it were a Service.
+pub(super) fn als_host() -> String {
+    format!("meshdiff-als.{NAMESPACE}.svc.{TRUST_DOMAIN}")
+}
+
+/// Its cluster, named as Istio names the Service of an extension provider.
 pub(super) fn als_name(parts: &Parts<'_>) -> String {
-    format!("outbound|{}||meshdiff-als.{NAMESPACE}.svc.cluster.local", parts.settings.als.port())
+    format!("outbound|{}||{}", parts.settings.als.port(), als_host())
 }
 
 /// The waiting server.

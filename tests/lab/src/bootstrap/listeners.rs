@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::clusters::{AUTHZ, als_name, inbound_name, outbound_name};
+use super::clusters::{AUTHZ, als_host, als_name, inbound_name, outbound_name};
 use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
 use crate::authz::{INBOUND_PREFIX, OUTBOUND_PREFIX};
 use crate::hop::{DELAY, NONCE, REQUEST_ID};
@@ -233,7 +233,9 @@ fn common_log_config(parts: &Parts<'_>, log_name: &str) -> Value {
     json!({
         "log_name": log_name,
         "transport_api_version": "V3",
-        "grpc_service": { "envoy_grpc": { "cluster_name": als_name(parts) } },
+        // Without an authority Envoy sends the cluster's name as `:authority`, and its `|` is refused as malformed by
+        // receivers that check (hyper's h2 does). Istio names the host as well.
+        "grpc_service": { "envoy_grpc": { "cluster_name": als_name(parts), "authority": als_host() } },
         "buffer_flush_interval": "1s",
     })
 }

@@ -156,6 +156,10 @@ mod tests {
         let text = config.to_string();
         assert!(!text.contains("ext_authz"), "the baseline mesh asks nobody");
         assert!(
+            text.contains("\"authority\":\"meshdiff-als.default.svc.cluster.local\""),
+            "a `|` is no valid authority"
+        );
+        assert!(
             text.contains("x-request-id")
                 && text.contains("http_envoy_accesslog")
                 && text.contains("tcp_envoy_accesslog")
