@@ -6,6 +6,7 @@
 //! therefore empty objects: `connections[].metrics.retransmit` and `.drop`; `null` where a recording does not say:
 //! `coverage.probeTier`, `coverage.probeCostNsPerEvent`, `hops[].total` (no full request), `verdict`.
 
+use crate::safe::harmless_json;
 use crate::wire::{RequestLine, Rfc3339};
 use crate::{REPORT_SCHEMA, RenderError, ReportMeta, verdict};
 use meshdiff_analyzer::{
@@ -22,7 +23,8 @@ use std::io::Write;
 /// # Errors
 /// If `out` refuses it.
 pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result<(), RenderError> {
-    serde_json::to_writer_pretty(&mut *out, &Document::of(report, meta))?;
+    let json = serde_json::to_string_pretty(&Document::of(report, meta))?;
+    out.write_all(harmless_json(json).as_bytes())?;
     out.write_all(b"\n")?;
     Ok(())
 }

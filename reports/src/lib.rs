@@ -11,6 +11,7 @@ pub mod requests;
 pub mod table;
 
 mod safe;
+mod summary;
 mod text;
 mod verdict;
 mod wire;
@@ -50,15 +51,5 @@ pub enum RenderError {
     Template(#[from] askama::Error),
     /// A value has no JSON: a defect of meshdiff.
     #[error("cannot turn the report into JSON: {0}: this is a defect in meshdiff, please report it")]
-    Json(serde_json::Error),
-}
-
-impl From<serde_json::Error> for RenderError {
-    fn from(error: serde_json::Error) -> Self {
-        // A full disk or a closed pipe arrives wrapped in a JSON error; callers want to tell a broken pipe apart.
-        match error.io_error_kind() {
-            Some(kind) => Self::Write(std::io::Error::new(kind, error)),
-            None => Self::Json(error),
-        }
-    }
+    Json(#[from] serde_json::Error),
 }

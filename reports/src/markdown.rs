@@ -2,8 +2,8 @@
 
 use crate::safe::visible;
 use crate::verdict::{self, Trust};
-use crate::{RenderError, ReportMeta, text};
-use meshdiff_analyzer::{Coverage, HopSummary, Level, PartKind, Report};
+use crate::{RenderError, ReportMeta, summary, text};
+use meshdiff_analyzer::{Coverage, Level, Report};
 use meshdiff_model::DurationNs;
 use std::io::Write;
 
@@ -18,10 +18,17 @@ const MAX_PLACES: usize = 5;
 /// If `out` refuses it.
 pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result<(), RenderError> {
     writeln!(out, "## Where the time went\n")?;
-    let sentence: String = verdict::sentence(report)
-        .into_iter()
-        .map(|p| if p.strong { format!("**{}**", escape(p.text.trim_end())) + trailing(&p.text) } else { escape(&p.text) })
-        .collect();
+    let sentence: String =
+        verdict::sentence(report)
+            .into_iter()
+            .map(|p| {
+                if p.strong {
+                    format!("**{}**", escape(p.text.trim_end())) + trailing(&p.text)
+                } else {
+                    escape(&p.text)
+                }
+            })
+            .collect();
     writeln!(out, "{sentence}\n")?;
     places(report, out)?;
     coverage(&report.coverage, out)?;
@@ -45,11 +52,12 @@ fn trailing(text: &str) -> &str {
 
 fn places(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
     let Some(v) = &report.verdict else { return Ok(()) };
+    let names = summary::Names::of(report);
     for p in v.places.iter().take(MAX_PLACES) {
         writeln!(
             out,
             "- {} · {}: {} ({})",
-            code(&text::workload_full(&p.workload)),
+            code(&names.name(&p.workload)),
             text::place(p.kind),
             text::duration(p.mean),
             escape(&text::share(p.share))
@@ -82,7 +90,7 @@ fn coverage(c: &Coverage, out: &mut impl Write) -> Result<(), RenderError> {
         writeln!(out, "- {}", escape(&visible(line)))?;
     }
     for (reason, n) in c.partial_reasons.iter().chain(&c.unmatched) {
-        writeln!(out, "- {}: {}", text::count(*n), escape(&text::reason(reason)))?;
+        writeln!(out, "- {}: {}", text::counted(*n, "request", "requests"), escape(&text::reason(reason)))?;
     }
     writeln!(out)?;
     Ok(())
@@ -95,19 +103,20 @@ fn hops(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
     }
     writeln!(
         out,
-        "| client → server | requests | mean | p50 | p99 | apps | sidecars | loopback | network | other |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+        "| client → server | requests | mean | p50 | p99 | app | its calls | sidecars | loopback | network | other |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     )?;
+    let names = summary::Names::of(report);
     for hop in report.hops.iter().take(MAX_HOPS) {
         let total = |f: fn(&meshdiff_analyzer::Distribution) -> DurationNs| {
             hop.total.as_ref().map_or_else(|| "–".to_owned(), |d| text::duration(f(d)))
         };
-        let shares = kind_shares(hop).map(|s| s.map_or_else(|| "–".into(), |s| escape(&text::share(s))));
+        let shares = summary::shares(hop).map(|s| s.map_or_else(|| "–".into(), |s| escape(&text::share(s))));
         writeln!(
             out,
             "| {} → {} | {} | {} | {} | {} | {} |",
-            code(&text::workload_full(&hop.client)),
-            code(&text::workload_full(&hop.server)),
+            code(&names.name(&hop.client)),
+            code(&names.name(&hop.server)),
             text::count(hop.requests),
             total(|d| d.mean),
             total(|d| d.p50),
@@ -120,22 +129,6 @@ fn hops(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
     }
     writeln!(out)?;
     Ok(())
-}
-
-/// Shares of applications, sidecars, loopback, network and the rest; `None` where no request of the hop is full.
-pub(crate) fn kind_shares(hop: &HopSummary) -> [Option<f64>; 5] {
-    let of = |kinds: &[PartKind]| {
-        hop.total.is_some().then(|| {
-            hop.segments.iter().filter(|(s, _)| kinds.contains(&PartKind::of(**s))).map(|(_, st)| st.share).sum::<f64>()
-        })
-    };
-    [
-        of(&[PartKind::Application]),
-        of(&[PartKind::Sidecar]),
-        of(&[PartKind::Loopback]),
-        of(&[PartKind::Network]),
-        of(&[PartKind::Transfer, PartKind::Unattributed]),
-    ]
 }
 
 fn findings(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {

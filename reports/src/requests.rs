@@ -1,6 +1,7 @@
 //! NDJSON: one JSON object per request and line. Schema: `schema/request.v1.json`.
 
 use crate::RenderError;
+use crate::safe::harmless_json;
 use crate::wire::RequestLine;
 use meshdiff_analyzer::AttributedRequest;
 use std::io::Write;
@@ -23,7 +24,7 @@ pub fn write_lines(requests: &[AttributedRequest], instants: bool, out: &mut imp
 }
 
 fn line(request: &RequestLine<'_>, out: &mut impl Write) -> Result<(), RenderError> {
-    serde_json::to_writer(&mut *out, request)?;
+    out.write_all(harmless_json(serde_json::to_string(request)?).as_bytes())?;
     out.write_all(b"\n")?;
     Ok(())
 }

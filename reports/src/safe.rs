@@ -39,18 +39,31 @@ pub(crate) fn shorten(s: &str, max: usize) -> String {
     s.chars().take(head).chain(['…']).chain(s.chars().skip(len - tail)).collect()
 }
 
-/// JSON that can stand inside `<script type="application/json">`: nothing in it can end the element. The characters
-/// occur only inside JSON strings, where the escapes mean the same.
+/// The same JSON with acting characters written as escapes, so that it is harmless on a terminal too (serde_json leaves
+/// U+0080 to U+009F as they are, in which terminals find escape sequences). They occur only inside strings, but for the
+/// newlines of indented JSON.
+pub(crate) fn harmless_json(json: String) -> String {
+    let harmful = |c: char| c != '\n' && acts(c);
+    if !json.chars().any(harmful) {
+        return json;
+    }
+    escape_json(&json, harmful)
+}
+
+/// JSON that can stand inside `<script type="application/json">`: nothing in it can end the element.
 pub(crate) fn json_in_html(json: &str) -> String {
+    escape_json(json, |c| matches!(c, '<' | '>' | '&') || acts(c))
+}
+
+fn escape_json(json: &str, escaped: impl Fn(char) -> bool) -> String {
     let mut out = String::with_capacity(json.len() + json.len() / 16);
     for c in json.chars() {
-        match c {
-            '<' => out.push_str("\\u003c"),
-            '>' => out.push_str("\\u003e"),
-            '&' => out.push_str("\\u0026"),
-            '\u{2028}' => out.push_str("\\u2028"),
-            '\u{2029}' => out.push_str("\\u2029"),
-            c => out.push(c),
+        if escaped(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            out.push(c);
         }
     }
     out
@@ -85,7 +98,10 @@ mod tests {
         fn embedded_json_means_the_same(s in any::<String>()) {
             let json = serde_json::to_string(&s).expect("a string serialises");
             let embedded = json_in_html(&json);
-            prop_assert!(!embedded.contains(['<', '>', '&']));
+            prop_assert!(!embedded.contains(['<', '>', '&']) && !embedded.chars().any(acts));
+            let harmless = harmless_json(json);
+            prop_assert!(!harmless.chars().any(acts));
+            prop_assert_eq!(serde_json::from_str::<String>(&harmless).expect("still JSON"), s.clone());
             prop_assert_eq!(serde_json::from_str::<String>(&embedded).expect("still JSON"), s);
         }
 

@@ -1,10 +1,9 @@
 //! The terminal: the verdict, coverage, and a row per hop. `wide` adds segments, details, findings' evidence and
 //! connections.
 
-use crate::markdown::kind_shares;
 use crate::safe::{shorten, visible};
 use crate::verdict::{self, Trust};
-use crate::{RenderError, ReportMeta, text};
+use crate::{RenderError, ReportMeta, summary, text};
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
 use meshdiff_analyzer::{Coverage, Distribution, Level, Report};
 use meshdiff_model::DurationNs;
@@ -22,7 +21,7 @@ pub struct TableOptions {
 }
 
 /// Below this width only the columns that matter most are shown.
-const NARROW: u16 = 110;
+const NARROW: u16 = 116;
 /// Rows of hops without `wide`; the rest is counted.
 const MAX_HOPS: usize = 40;
 /// Longest name of a workload.
@@ -161,9 +160,10 @@ fn places(report: &Report, options: &TableOptions, out: &mut impl Write) -> Resu
     let Some(v) = &report.verdict else { return Ok(()) };
     let shown = if options.wide { v.places.len() } else { 5 };
     let mut t = table(options, &["where", "what", "mean", "share"], 2);
+    let names = summary::Names::of(report);
     for p in v.places.iter().take(shown) {
         t.add_row([
-            name(&text::workload_full(&p.workload)),
+            name(&names.name(&p.workload)),
             text::place(p.kind).to_owned(),
             text::duration(p.mean),
             text::share(p.share),
@@ -199,7 +199,7 @@ fn coverage(c: &Coverage, options: &TableOptions, style: Style, out: &mut impl W
         writeln!(out, "{}", paint(&l))?;
     }
     let reasons = c.partial_reasons.iter().chain(&c.unmatched);
-    let reasons = reasons.map(|(r, n)| format!("{}: {}.", text::count(*n), text::reason(r)));
+    let reasons = reasons.map(|(r, n)| format!("{}: {}.", text::counted(*n, "request", "requests"), text::reason(r)));
     for line in why.into_iter().chain(c.notes.iter().map(|n| visible(n))).chain(reasons) {
         for (i, l) in wrap(&line, options.width.map(|w| w.saturating_sub(2))).iter().enumerate() {
             writeln!(out, "{} {}", if i == 0 { paint("!") } else { " ".into() }, l)?;
@@ -218,50 +218,44 @@ fn hops(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result
         writeln!(out, "No hop between two workloads was recorded.\n")?;
         return Ok(());
     }
+    let names = summary::Names::of(report);
     let narrow = options.width.is_some_and(|w| w < NARROW) && !options.wide;
-    let header: &[&str] = if narrow {
-        &["client → server", "requests", "mean", "p50", "p99", "most of it"]
-    } else if options.wide {
-        &[
-            "client → server",
-            "protocol",
-            "requests",
-            "full",
-            "mean",
-            "p50",
-            "p90",
-            "p99",
-            "p99.9",
-            "apps",
-            "sidecars",
-            "loopback",
-            "network",
-            "other",
-        ]
-    } else {
-        &["client → server", "requests", "full", "mean", "p50", "p99", "apps", "sidecars", "loopback", "network", "other"]
-    };
-    let mut t = table(options, header, if options.wide { 2 } else { 1 });
+    let mut header = vec!["client → server"];
+    if options.wide {
+        header.push("protocol");
+    }
+    header.push("requests");
+    header.extend(if narrow { &["mean", "p50", "p99", "most of it"][..] } else { &["full", "mean", "p50"] });
+    if !narrow {
+        header.extend(if options.wide { &["p90", "p99", "p99.9"][..] } else { &["p99"] });
+        header.extend(summary::SHARES);
+    }
+    let mut t = table(options, &header, if options.wide { 2 } else { 1 });
     let shown = if options.wide { report.hops.len() } else { MAX_HOPS };
     for hop in report.hops.iter().take(shown) {
         let d = hop.total.as_ref();
-        let ends =
-            format!("{} → {}", name(&text::workload_full(&hop.client)), name(&text::workload_full(&hop.server)));
-        let requests = text::count(hop.requests);
-        let (mean, p50, p99) = (time(d, |d| d.mean), time(d, |d| d.p50), time(d, |d| d.p99));
-        let shares = kind_shares(hop);
-        let text_shares = shares.map(|s| s.map_or_else(|| "–".into(), text::share));
-        let row: Vec<String> = if narrow {
-            vec![ends, requests, mean, p50, p99, largest(&shares)]
-        } else if options.wide {
-            let (p90, p999) = (time(d, |d| d.p90), time(d, |d| d.p999));
-            [ends, hop.protocol.as_str().into(), requests, text::count(hop.n), mean, p50, p90, p99, p999]
-                .into_iter()
-                .chain(text_shares)
-                .collect()
+        let mut row = vec![format!("{} → {}", name(&names.name(&hop.client)), name(&names.name(&hop.server)))];
+        if options.wide {
+            row.push(hop.protocol.as_str().into());
+        }
+        row.push(text::count(hop.requests));
+        if !narrow {
+            row.push(text::count(hop.n));
+        }
+        row.extend([time(d, |d| d.mean), time(d, |d| d.p50)]);
+        if options.wide {
+            row.push(time(d, |d| d.p90));
+        }
+        row.push(time(d, |d| d.p99));
+        if options.wide {
+            row.push(time(d, |d| d.p999));
+        }
+        let shares = summary::shares(hop);
+        if narrow {
+            row.push(largest(&shares));
         } else {
-            [ends, requests, text::count(hop.n), mean, p50, p99].into_iter().chain(text_shares).collect()
-        };
+            row.extend(shares.map(|s| s.map_or_else(|| "–".into(), text::share)));
+        }
         t.add_row(row);
     }
     print(&t, out)?;
@@ -271,16 +265,10 @@ fn hops(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result
     Ok(())
 }
 
-/// The two largest kinds of a hop in a few letters: `apps 61%, sidecars 24%`.
-fn largest(shares: &[Option<f64>; 5]) -> String {
-    let mut named: Vec<(f64, &str)> = shares
-        .iter()
-        .zip(["apps", "sidecars", "loopback", "network", "other"])
-        .filter_map(|(s, n)| s.filter(|s| *s > 0.0).map(|s| (s, n)))
-        .collect();
-    named.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let text: Vec<_> = named.iter().take(2).map(|(s, n)| format!("{n} {}", text::share(*s))).collect();
-    if text.is_empty() { "–".into() } else { text.join(", ") }
+/// The largest of a hop's shares: `sidecar 61%`.
+fn largest(shares: &[Option<f64>; 6]) -> String {
+    let named = shares.iter().zip(summary::SHARES).filter_map(|(s, n)| s.map(|s| (s, n)));
+    named.max_by(|a, b| a.0.total_cmp(&b.0)).map_or_else(|| "–".into(), |(s, n)| format!("{n} {}", text::share(s)))
 }
 
 fn findings(report: &Report, options: &TableOptions, style: Style, out: &mut impl Write) -> Result<(), RenderError> {
@@ -298,7 +286,8 @@ fn findings(report: &Report, options: &TableOptions, style: Style, out: &mut imp
             }
         }
         if options.wide && !f.evidence.is_empty() {
-            let evidence: Vec<_> = f.evidence.iter().map(|(k, v)| format!("{} {}", visible(k), evidence(k, *v))).collect();
+            let evidence: Vec<_> =
+                f.evidence.iter().map(|(k, v)| format!("{} {}", visible(k), evidence(k, *v))).collect();
             writeln!(out, "  {}", style.dim(&evidence.join(", ")))?;
         }
         writeln!(out)?;
@@ -317,8 +306,9 @@ pub(crate) fn evidence(name: &str, value: f64) -> String {
 }
 
 fn segments(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
+    let names = summary::Names::of(report);
     for hop in report.hops.iter().filter(|h| !h.segments.is_empty()) {
-        writeln!(out, "{} → {}", name(&text::workload_full(&hop.client)), name(&text::workload_full(&hop.server)))?;
+        writeln!(out, "{} → {}", name(&names.name(&hop.client)), name(&names.name(&hop.server)))?;
         let mut t = table(options, &["segment", "mean", "95% interval", "p50", "p90", "p99", "share"], 1);
         for (segment, s) in &hop.segments {
             let d = Some(&s.distribution);

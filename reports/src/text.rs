@@ -24,12 +24,9 @@ pub(crate) fn duration(d: DurationNs) -> String {
                 let scaled = u64::try_from(scaled).unwrap_or(u64::MAX);
                 return match decimals {
                     0 => format!("{sign}{scaled} {name}"),
-                    _ => format!(
-                        "{sign}{}.{:0width$} {name}",
-                        scaled / scale,
-                        scaled % scale,
-                        width = decimals as usize
-                    ),
+                    _ => {
+                        format!("{sign}{}.{:0width$} {name}", scaled / scale, scaled % scale, width = decimals as usize)
+                    }
                 };
             }
         }
@@ -182,15 +179,15 @@ pub(crate) const fn evidence(e: Evidence) -> &'static str {
     }
 }
 
-/// A kind of the verdict, as a noun with its article.
-pub(crate) const fn kind_noun(k: PartKind) -> &'static str {
+/// Where a kind's time was spent, as the end of a sentence that begins with its share.
+pub(crate) const fn kind_where(k: PartKind) -> &'static str {
     match k {
-        PartKind::Application => "the applications",
-        PartKind::Sidecar => "the sidecars",
-        PartKind::Loopback => "the loopback between them",
-        PartKind::Network => "the network",
-        PartKind::Transfer => "bodies under way",
-        PartKind::Unattributed => "not attributed",
+        PartKind::Application => "in the applications",
+        PartKind::Sidecar => "in the sidecars",
+        PartKind::Loopback => "on the loopback",
+        PartKind::Network => "on the network",
+        PartKind::Transfer => "on bodies under way",
+        PartKind::Unattributed => "could not be attributed",
     }
 }
 

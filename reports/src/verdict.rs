@@ -1,8 +1,8 @@
 //! The answer in one sentence, and what stands in its place when the data does not allow one.
 
-use crate::text;
+use crate::{safe, text};
 use meshdiff_analyzer::{Coverage, PartKind, Report, Verdict};
-use meshdiff_model::DurationNs;
+use meshdiff_model::{DurationNs, Workload};
 
 /// A piece of a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,15 +38,16 @@ fn strong(text: impl Into<String>) -> Piece {
     Piece { text: text.into(), strong: true }
 }
 
+/// A name that leaves room for the rest of the sentence.
+fn name(w: &Workload) -> String {
+    safe::shorten(&text::workload(w), 48)
+}
+
 fn measured(v: &Verdict) -> Vec<Piece> {
     let mut out = vec![
         plain("Of the "),
         strong(text::duration(v.mean_total)),
-        plain(format!(
-            " that a request from {} to {} took on average, ",
-            text::workload(&v.client),
-            text::workload(&v.server)
-        )),
+        plain(format!(" that a request from {} to {} took on average, ", name(&v.client), name(&v.server))),
     ];
     let mut parts: Vec<_> = v.parts.iter().filter(|p| p.mean != DurationNs::ZERO).collect();
     parts.sort_by(|a, b| b.mean.cmp(&a.mean).then(a.kind.cmp(&b.kind)));
@@ -60,21 +61,21 @@ fn measured(v: &Verdict) -> Vec<Piece> {
             out.push(plain(if i == last { " and " } else { ", " }));
         }
         out.push(strong(text::share(part.share)));
+        let whereto = text::kind_where(part.kind);
         out.push(plain(match (i, part.kind) {
-            (0, PartKind::Application) => " was spent in the applications".to_owned(),
-            (0, PartKind::Sidecar) => " was spent in the sidecars".to_owned(),
-            (0, PartKind::Network) => " was spent on the network".to_owned(),
-            (0, PartKind::Unattributed) => " could not be attributed".to_owned(),
-            (0, kind) => format!(" was spent on {}", text::kind_noun(kind)),
-            (_, kind) => format!(" {}", text::kind_noun(kind)),
+            (_, PartKind::Unattributed) => format!(" {whereto}"),
+            (0, _) => format!(" was spent {whereto}"),
+            _ => format!(" {whereto}"),
         }));
         if i == 0
             && let Some(place) = v.places.iter().filter(|p| p.kind == part.kind).max_by_key(|p| p.mean)
         {
-            let mostly = if place.mean.0.saturating_mul(2) > part.mean.0 { "mostly" } else { "most of it in" };
-            out.push(plain(format!(" ({mostly} {}: ", text::workload(&place.workload))));
-            out.push(strong(text::duration(place.mean)));
-            out.push(plain(")"));
+            let (time, name) = (strong(text::duration(place.mean)), name(&place.workload));
+            if place.mean.0.saturating_mul(2) > part.mean.0 {
+                out.extend([plain(format!(" (mostly {name}: ")), time, plain(")")]);
+            } else {
+                out.extend([plain(" ("), time, plain(format!(" of it in {name})"))]);
+            }
         }
     }
     out.push(plain("."));
@@ -212,7 +213,7 @@ mod tests {
         assert_eq!(
             sentence_text(&report(Some(verdict()), Coverage::default())),
             "Of the 12.3 ms that a request from loadgen to productpage took on average, 75% was spent in the sidecars \
-             (mostly reviews-v2: 8.00 ms) and 25% the applications."
+             (mostly reviews-v2: 8.00 ms) and 25% in the applications."
         );
     }
 

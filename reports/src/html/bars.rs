@@ -39,9 +39,7 @@ impl Bar {
         let whole: i64 = parts.iter().map(|p| p.value.0.max(0)).sum();
         // Nanoseconds of one request fit into an f64's 53 bits for 100 days.
         let part_of = |v: DurationNs| if whole == 0 { 0.0 } else { v.0 as f64 / whole as f64 };
-        let words = |p: &RawPart| {
-            format!("{} {} ({})", p.name, text::duration(p.value), text::share(part_of(p.value)))
-        };
+        let words = |p: &RawPart| format!("{} {} ({})", p.name, text::duration(p.value), text::share(part_of(p.value)));
         let alt = parts.iter().filter(|p| p.value != DurationNs::ZERO).map(words).collect::<Vec<_>>().join(", ");
         let blocks = parts
             .iter()
@@ -77,8 +75,7 @@ pub(super) struct LegendEntry {
 /// The segments that occur in these hops, in order of a request's way.
 pub(super) fn legend(hops: &[HopSummary]) -> Vec<LegendEntry> {
     let occurs = |s: Segment| hops.iter().any(|h| h.segments.contains_key(&s));
-    let entry =
-        |s: Segment| LegendEntry { class: class(s), name: text::segment(s), definition: text::definition(s) };
+    let entry = |s: Segment| LegendEntry { class: class(s), name: text::segment(s), definition: text::definition(s) };
     let mut out: Vec<_> = Segment::ALL.into_iter().filter(|s| occurs(*s)).map(entry).collect();
     if let Some(i) = out.iter().position(|e| e.class == class(Segment::ServerApp)) {
         out.insert(
@@ -106,7 +103,7 @@ mod tests {
         let bar = Bar::of(vec![part(3_000), part(-500), part(1_000), part(0)]);
         let widths: Vec<_> = bar.blocks.iter().map(|b| b.width.as_str()).collect();
         assert_eq!(widths, ["75.000%", "25.000%"]);
-        assert_eq!(bar.alt, "part 3.00 µs (75%), part -500 ns (-13%), part 1.00 µs (25%)");
+        assert_eq!(bar.alt, "part 3.00 µs (75%), part -500 ns (-12%), part 1.00 µs (25%)");
     }
 
     #[test]

@@ -34,18 +34,13 @@ pub(super) struct HopView {
 
 /// A workload: short to read, whole on hover.
 pub(super) struct EndView {
-    pub(super) namespace: Option<String>,
     pub(super) name: String,
     pub(super) full: String,
 }
 
 impl EndView {
     pub(super) fn of(w: &meshdiff_model::Workload) -> Self {
-        Self {
-            namespace: w.namespace.as_deref().map(|n| shorten(&crate::safe::visible(n), 24)),
-            name: shorten(&text::workload(w), 40),
-            full: text::workload_full(w),
-        }
+        Self { name: shorten(&text::workload(w), 40), full: text::workload_full(w) }
     }
 }
 
@@ -58,7 +53,6 @@ pub(super) struct CodeView {
 
 /// The distribution of totals.
 pub(super) struct TotalView {
-    pub(super) mean: String,
     pub(super) p50: String,
     pub(super) p90: String,
     pub(super) p99: String,
@@ -98,11 +92,7 @@ impl HopsView {
                 bar.scale = percent(bar.ns.0 as f64 / max as f64);
             }
         }
-        Self {
-            near: views.iter().any(|h| h.bars.len() > 1),
-            hidden: hops.len().saturating_sub(MAX_HOPS),
-            hops: views,
-        }
+        Self { near: views.iter().any(|h| h.bars.len() > 1), hidden: hops.len().saturating_sub(MAX_HOPS), hops: views }
     }
 }
 
@@ -145,8 +135,8 @@ fn code_view(code: u16, n: u64) -> CodeView {
 
 impl TotalView {
     fn of(d: &Distribution) -> Self {
-        let [mean, p50, p90, p99, p999] = [d.mean, d.p50, d.p90, d.p99, d.p999].map(text::duration);
-        Self { mean, p50, p90, p99, p999 }
+        let [p50, p90, p99, p999] = [d.p50, d.p90, d.p99, d.p999].map(text::duration);
+        Self { p50, p90, p99, p999 }
     }
 }
 
@@ -180,10 +170,7 @@ fn bars(h: &HopSummary) -> Vec<BarView> {
 }
 
 fn parts(segments: &SegmentMap) -> Vec<RawPart> {
-    segments
-        .iter()
-        .map(|(s, value)| RawPart { class: class(s), name: text::segment(s).into(), value })
-        .collect()
+    segments.iter().map(|(s, value)| RawPart { class: class(s), name: text::segment(s).into(), value }).collect()
 }
 
 /// The mean split, with the server application's own calls set apart: waiting for others is not its own work.

@@ -174,7 +174,9 @@ fn heights(nodes: usize, column: &[usize], chains: &[Vec<usize>], sizes: &Sizes)
     for (part, _, _) in from_vertices_and_edges(&vertices, &edges, &config) {
         let mut part: Vec<(usize, f64)> = part.into_iter().map(|(i, (x, _))| (vertices[i].0 as usize, x)).collect();
         // Its coordinates can leave two of a column closer than asked: keep their order and push them apart.
-        part.sort_by(|a, b| (column[a.0], a.1, a.0).partial_cmp(&(column[b.0], b.1, b.0)).unwrap_or(std::cmp::Ordering::Equal));
+        part.sort_by(|a, b| {
+            (column[a.0], a.1, a.0).partial_cmp(&(column[b.0], b.1, b.0)).unwrap_or(std::cmp::Ordering::Equal)
+        });
         for i in 1..part.len() {
             let ((above, above_y), (v, v_y)) = (part[i - 1], part[i]);
             if column[above] == column[v] {

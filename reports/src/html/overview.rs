@@ -48,11 +48,8 @@ impl VerdictView {
             return Self { sentence, bar: None, kinds: vec![], places: vec![], hidden_places: 0, basis: None };
         };
         let class = |kind: meshdiff_analyzer::PartKind| format!("k-{}", kind.as_str());
-        let parts = v.parts.iter().map(|p| RawPart {
-            class: class(p.kind),
-            name: text::kind(p.kind).into(),
-            value: p.mean,
-        });
+        let parts =
+            v.parts.iter().map(|p| RawPart { class: class(p.kind), name: text::kind(p.kind).into(), value: p.mean });
         let largest = v.places.iter().map(|p| p.mean.0).max().unwrap_or(1).max(1);
         Self {
             sentence,

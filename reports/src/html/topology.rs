@@ -216,9 +216,11 @@ fn node_view(w: &Workload, node: &Node, at: At, max_own: i64) -> NodeView {
 
 /// Offsets at which edges leave or reach a node's side, in the order in which their next points lie.
 fn ports(placed: &Placed, edges: &[Edge]) -> Vec<(f64, f64)> {
+    /// Next height, edge, whether this is the edge's start.
+    type Port = (f64, usize, bool);
     let mut out = vec![(0.0, 0.0); edges.len()];
-    // (node, side) → (next height, edge, whether it is the edge's start)
-    let mut sides: BTreeMap<(usize, bool), Vec<(f64, usize, bool)>> = BTreeMap::new();
+    // By node, and whether it is the node's right side.
+    let mut sides: BTreeMap<(usize, bool), Vec<Port>> = BTreeMap::new();
     for (i, (edge, route)) in edges.iter().zip(&placed.routes).enumerate() {
         let [first, second, ..] = route[..] else { continue };
         let (before, last) = (route[route.len() - 2], route[route.len() - 1]);
@@ -276,12 +278,7 @@ fn edge_views(edges: &[Edge], placed: &Placed, workloads: &[&Workload]) -> Vec<E
                 path: drawn.path,
                 head: drawn.head,
                 stroke: px(1.5 + 6.5 * share),
-                label_box: [
-                    px(x - label_width / 2.0),
-                    px(y - LABEL_HEIGHT / 2.0),
-                    px(label_width),
-                    px(LABEL_HEIGHT),
-                ],
+                label_box: [px(x - label_width / 2.0), px(y - LABEL_HEIGHT / 2.0), px(label_width), px(LABEL_HEIGHT)],
                 label_at: [px(x), px(y + 4.0)],
                 label,
                 tip: tip(edge, workloads),

@@ -162,7 +162,8 @@ impl WaterfallView {
             }
             origins.push(o);
             if rows.len() < MAX_ROWS {
-                let row = RowView::of(request, o, wall, total, depth[i - root]);
+                let calls = calls(list, request, o);
+                let row = RowView::of(request, o, wall, total, depth[i - root], calls);
                 if row.spans.iter().any(|s| s.class.contains("schematic")) {
                     note("Where socket instants are missing, segments are drawn in order, not in time.");
                 }
@@ -266,13 +267,14 @@ struct Span {
 }
 
 impl RowView {
-    fn of(r: &AttributedRequest, o: Origins, wall: i128, root_total: i64, depth: usize) -> Self {
+    fn of(r: &AttributedRequest, o: Origins, wall: i128, root_total: i64, depth: usize, calls: Vec<Span>) -> Self {
         let total = r.attribution.total().0;
         let start = match (o.client, r.start_monotonic) {
             (Some(origin), Some(at)) => origin.show(at),
             _ => i64::try_from(wall).unwrap_or(0),
         };
-        let spans = timed(r, o, start).unwrap_or_else(|| in_order(r, start));
+        let mut spans = timed(r, o, start).unwrap_or_else(|| in_order(r, start));
+        spans.extend(calls);
         let scale = |ns: i64| (ns as f64 / root_total as f64).clamp(-0.02, 1.02);
         let views = spans
             .into_iter()
@@ -420,6 +422,20 @@ fn queues(r: &AttributedRequest, out: &mut Vec<Span>, o: Origins) {
     add(o.client, p2, "client sidecar");
 }
 
+/// While the application waited for a call of its own, it did not work: striped, as in the bars.
+fn calls(list: &[AttributedRequest], r: &AttributedRequest, o: Origins) -> Vec<Span> {
+    let one = |child: &AttributedRequest| {
+        let from = o.server?.show(child.start_monotonic?);
+        Some(Span {
+            class: format!("{} calls", class(Segment::ServerApp)),
+            name: format!("Server application, waiting for {}", shorten(&text::workload(&child.server), 60)),
+            from,
+            to: from + child.attribution.total().0,
+        })
+    };
+    r.children.iter().filter_map(|i| list.get(*i)).filter_map(one).collect()
+}
+
 /// Segments one after the other, where instants are missing.
 fn in_order(r: &AttributedRequest, start: i64) -> Vec<Span> {
     let mut at = start;
@@ -488,9 +504,7 @@ fn socket_lines(r: &AttributedRequest) -> Vec<SocketLine> {
         .map(|((name, owner, request, response), socket)| SocketLine {
             name,
             owner,
-            addresses: socket
-                .as_ref()
-                .map_or_else(|| "not found".into(), |s| format!("{} → {}", s.local, s.remote)),
+            addresses: socket.as_ref().map_or_else(|| "not found".into(), |s| format!("{} → {}", s.local, s.remote)),
             request,
             response,
         })

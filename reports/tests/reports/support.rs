@@ -74,19 +74,20 @@ pub(crate) fn forty() -> Vec<Service> {
     let namespaces = ["shop", "payments", "platform", "search"];
     (0..40usize)
         .map(|i| {
-            let mut calls: Vec<(usize, u64)> = Vec::new();
-            if i < 28 {
-                let n = if i == 0 { 5 } else { 1 + random.next() as usize % 2 };
-                for _ in 0..n {
-                    let span = (i * 2 + 9).min(39) - i;
-                    let to = (i + 1 + random.next() as usize % span.max(1)).min(39);
-                    if !calls.iter().any(|(c, _)| *c == to) {
-                        calls.push((to, 40 + random.next() % 50));
-                    }
-                }
+            // A tree that reaches everybody, and some more calls across it.
+            let mut calls: Vec<(usize, u64)> =
+                (i * 3 + 1..=i * 3 + 3).filter(|to| *to < 40).map(|to| (to, 60 + random.next() % 40)).collect();
+            let across = i + 1 + random.next() as usize % 12;
+            if i > 0 && i < 13 && across < 40 && i % 2 == 0 && !calls.iter().any(|(to, _)| *to == across) {
+                calls.push((across, 50));
             }
             Service {
-                name: format!("{}-{}-v{}", ["cart", "index", "auth", "price", "stock", "ledger", "mail", "geo"][i % 8], i, 1 + i % 3),
+                name: format!(
+                    "{}-{}-v{}",
+                    ["cart", "index", "auth", "price", "stock", "ledger", "mail", "geo"][i % 8],
+                    i,
+                    1 + i % 3
+                ),
                 namespace: namespaces[i % 4].into(),
                 own_us: 80 + random.next() % 1_400,
                 sidecar_us: 90 + random.next() % 260,
@@ -139,7 +140,15 @@ impl Simulation<'_> {
         let hop = |r: &mut Random, send: u64, after: &mut dyn FnMut(&mut Random, u64) -> u64, us, queue| {
             let ready = after(r, us);
             let recv = after(r, queue);
-            Crossing { send: mono(send), ready: mono(ready), recv: mono(recv), last_send: mono(send), last_ready: mono(ready), last_recv: mono(recv), bytes: 412 }
+            Crossing {
+                send: mono(send),
+                ready: mono(ready),
+                recv: mono(recv),
+                last_send: mono(send),
+                last_ready: mono(ready),
+                last_recv: mono(recv),
+                bytes: 412,
+            }
         };
         q[0] = hop(r, at, &mut after, 10, 18);
         let connect = setup.then(|| (after(r, 20), after(r, 900)));
@@ -185,11 +194,23 @@ impl Simulation<'_> {
         let mut a = Attribution::of(ns(end - at))
             .add(Segment::ClientApp, ns(read - ready1), k)
             .add(Segment::ClientLoopback, between(q[0].send, q[0].ready) + between(p[0].send, p[0].ready), k)
-            .add(Segment::ClientSidecar, between(q[0].ready, q[1].send) + between(p[1].ready, p[0].send) - ns(setup_ns), k)
-            .detail(Segment::ClientSidecar, Detail::Queue, between(q[0].ready, q[0].recv) + between(p[1].ready, p[1].recv))
+            .add(
+                Segment::ClientSidecar,
+                between(q[0].ready, q[1].send) + between(p[1].ready, p[0].send) - ns(setup_ns),
+                k,
+            )
+            .detail(
+                Segment::ClientSidecar,
+                Detail::Queue,
+                between(q[0].ready, q[0].recv) + between(p[1].ready, p[1].recv),
+            )
             .add(Segment::Network, between(q[1].send, p[1].ready) - between(q[1].ready, p[1].send), k)
             .add(Segment::ServerSidecar, between(q[1].ready, q[2].send) + between(p[2].ready, p[1].send), k)
-            .detail(Segment::ServerSidecar, Detail::Queue, between(q[1].ready, q[1].recv) + between(p[2].ready, p[2].recv))
+            .detail(
+                Segment::ServerSidecar,
+                Detail::Queue,
+                between(q[1].ready, q[1].recv) + between(p[2].ready, p[2].recv),
+            )
             .add(Segment::ServerLoopback, between(q[2].send, q[2].ready) + between(p[2].send, p[2].ready), k)
             .add(Segment::ServerApp, app, k)
             .detail(Segment::ServerApp, Detail::Queue, between(q[2].ready, q[2].recv))
@@ -208,7 +229,15 @@ impl Simulation<'_> {
         (index, end)
     }
 
-    fn template(&self, index: usize, from: usize, to: usize, at: u64, parent: Option<usize>, id: &str) -> AttributedRequest {
+    fn template(
+        &self,
+        index: usize,
+        from: usize,
+        to: usize,
+        at: u64,
+        parent: Option<usize>,
+        id: &str,
+    ) -> AttributedRequest {
         let end = |i: usize, port: Option<u16>| {
             let ip = format!("10.77.0.{}", i + 2);
             Workload {
@@ -230,7 +259,9 @@ impl Simulation<'_> {
             request_id: Some(RequestId(id.into())),
             protocol: HopProtocol::Http11,
             method: Some("GET".into()),
-            path: Some(format!("/{}/{}", self.services[to].name.split('-').next().unwrap_or_default(), index % 7).into()),
+            path: Some(
+                format!("/{}/{}", self.services[to].name.split('-').next().unwrap_or_default(), index % 7).into(),
+            ),
             response_code: Some(if index % 211 == 210 { 503 } else { 200 }),
             response_flags: vec![],
             attempts: Some(1),
@@ -240,7 +271,12 @@ impl Simulation<'_> {
             start_monotonic: mono(at),
             vantage: Vantage::App,
             attribution: Attribution::of(DurationNs::ZERO).build().expect("nothing"),
-            coverage: RequestCoverage { class: CoverageClass::Full, halves: Sides::Both, kernel: Sides::Both, reason: None },
+            coverage: RequestCoverage {
+                class: CoverageClass::Full,
+                halves: Sides::Both,
+                kernel: Sides::Both,
+                reason: None,
+            },
             sockets: [
                 socket(0, format!("{a}:{p}"), "10.96.4.11:9080".into()),
                 socket(1, "127.0.0.1:15001".into(), format!("{a}:{p}")),
@@ -321,7 +357,11 @@ fn hop(client: Workload, server: Workload, requests: &[&AttributedRequest]) -> H
         n: n as u64,
         response_codes,
         total: Some(total),
-        near: if len >= 100 { vec![near(500, len * 45 / 100, len * 55 / 100), near(990, len * 98 / 100, len)] } else { vec![] },
+        near: if len >= 100 {
+            vec![near(500, len * 45 / 100, len * 55 / 100), near(990, len * 98 / 100, len)]
+        } else {
+            vec![]
+        },
         segments,
     }
 }
@@ -339,7 +379,9 @@ fn verdict(services: &[Service], list: &[AttributedRequest], roots: &[usize]) ->
             let kind = PartKind::of(segment);
             *parts.entry(kind).or_default() += own;
             let whose = match segment {
-                Segment::ClientApp | Segment::ClientLoopback | Segment::ClientSidecar | Segment::ConnectionSetup => &r.client,
+                Segment::ClientApp | Segment::ClientLoopback | Segment::ClientSidecar | Segment::ConnectionSetup => {
+                    &r.client
+                }
                 _ => &r.server,
             };
             let name = (kind, whose.namespace.clone().unwrap_or_default(), whose.workload.clone().unwrap_or_default());

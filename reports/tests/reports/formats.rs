@@ -1,15 +1,13 @@
 //! JSON, NDJSON, Markdown and the table: snapshots, schemas, hostile data, emptiness, determinism.
 
-mod support;
-
+use crate::support::{HOSTILE, bookinfo, empty, hostile, limited, meta, simulate};
 use meshdiff_analyzer::Report;
 use meshdiff_reports::{ReportMeta, html, json, markdown, requests, table};
 use serde_json::Value;
-use support::{HOSTILE, bookinfo, empty, hostile, limited, meta, simulate};
 
 fn small() -> Report {
     let mut report = simulate(&bookinfo()[..], 3);
-    report.findings = support::findings();
+    report.findings = crate::support::findings();
     report.slowest.truncate(1);
     report.slowest[0].children.clear();
     report
@@ -63,17 +61,15 @@ fn schema(text: &str) -> jsonschema::Validator {
 
 #[track_caller]
 fn assert_valid(validator: &jsonschema::Validator, instance: &Value) {
-    let errors: Vec<_> =
-        validator.iter_errors(instance).take(5).map(|e| format!("{}: {e}", e.instance_path)).collect();
+    let errors: Vec<_> = validator.iter_errors(instance).take(5).map(|e| format!("{}: {e}", e.instance_path)).collect();
     assert!(errors.is_empty(), "{errors:#?}");
 }
 
 #[test]
 fn reports_follow_their_schema() {
-    let validator = schema(include_str!("../schema/report.v1.json"));
+    let validator = schema(include_str!("../../schema/report.v1.json"));
     for report in [small(), empty(), limited(), hostile()] {
-        let mut instance: Value =
-            serde_json::from_str(&text(|out| json::write(&report, &meta(), out))).expect("JSON");
+        let mut instance: Value = serde_json::from_str(&text(|out| json::write(&report, &meta(), out))).expect("JSON");
         assert_valid(&validator, &instance);
         let coverage = &instance["coverage"];
         let count = |v: &Value| v.as_u64().expect("a count");
@@ -93,7 +89,7 @@ fn reports_follow_their_schema() {
 
 #[test]
 fn request_lines_follow_their_schema_and_sum() {
-    let validator = schema(include_str!("../schema/request.v1.json"));
+    let validator = schema(include_str!("../../schema/request.v1.json"));
     let report = simulate(&bookinfo(), 5);
     for instants in [false, true] {
         let lines = text(|out| requests::write_lines(&report.slowest, instants, out));
@@ -128,6 +124,7 @@ fn hostile_data_stays_data() {
     // JSON holds the names as they are: they come back unchanged.
     let value: Value = serde_json::from_str(&document).expect("JSON");
     assert_eq!(value["namespace"], HOSTILE);
+    assert!(!document.chars().any(|c| c != '\n' && c.is_control() || c == '\u{202e}'));
     assert!(lines.lines().all(|l| serde_json::from_str::<Value>(l).is_ok()));
     // HTML: no element of theirs, and no control character.
     assert!(!page.contains("<img"), "an element came through");
@@ -160,7 +157,7 @@ fn lines_fit_the_terminal() {
 
 #[test]
 fn same_report_same_bytes() {
-    for report in [small(), limited(), empty(), simulate(&support::forty(), 60)] {
+    for report in [small(), limited(), empty(), simulate(&crate::support::forty(), 60)] {
         assert!(every_format(&report, &meta()) == every_format(&report, &meta()));
     }
 }
@@ -194,6 +191,9 @@ fn a_refusing_output_is_reported() {
         table::write(&report, &meta(), &options, &mut Full),
         requests::write_lines(&report.slowest, true, &mut Full),
     ] {
-        assert!(matches!(&result, Err(meshdiff_reports::RenderError::Write(e)) if e.kind() == std::io::ErrorKind::StorageFull), "{result:?}");
+        assert!(
+            matches!(&result, Err(meshdiff_reports::RenderError::Write(e)) if e.kind() == std::io::ErrorKind::StorageFull),
+            "{result:?}"
+        );
     }
 }
