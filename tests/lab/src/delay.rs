@@ -20,7 +20,7 @@ pub enum DelayError {
     /// The duration has no known unit or no number.
     #[error("`{0}` is no duration: write a number with its unit, such as 500us, 5ms or 1s")]
     Duration(String),
-    /// The duration is beyond [`LONGEST`].
+    /// The duration is beyond a minute.
     #[error("`{0}` is longer than a minute")]
     TooLong(String),
     /// There is no such place for a delay.
