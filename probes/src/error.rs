@@ -26,7 +26,7 @@ pub enum ProbeError {
     },
     /// The kernel is too old for this tier of probes.
     #[error(
-        "this kernel ({kernel}) has no tracepoint {tracepoint}: these probes need Linux {since} or later; record without \
+        "this kernel ({kernel}) has no tracepoint {tracepoint}: these probes need Linux 6.16 or later; record without \
          probes (--no-probes) on older ones"
     )]
     TracepointMissing {
@@ -34,8 +34,6 @@ pub enum ProbeError {
         tracepoint: &'static str,
         /// The kernel's release.
         kernel: String,
-        /// The release that brought the tracepoint.
-        since: &'static str,
     },
     /// The kernel's verifier or a security module refused a program.
     #[error("the kernel refused the probe {program}: {errno}{}", hint(.errno, .log))]

@@ -15,13 +15,12 @@ use std::time::{Duration, Instant};
 /// The built probes. `make bpf` builds them anew; a test proves that they belong to the source beside them.
 pub(crate) static OBJECT: &[u8] = include_bytes_aligned!("../bpf/socket.bpf.o");
 
-/// Program in the object, its tracepoint, and the kernel that brought the tracepoint (as far as it matters: the programs
-/// are refused together).
-const PROGRAMS: [(&str, &str, &str); 4] = [
-    ("on_send", "tcp_sendmsg_locked", "6.16"),
-    ("on_ready", "sk_data_ready", "6.2"),
-    ("on_recv", "sock_recv_length", "6.3"),
-    ("on_state", "inet_sock_set_state", "4.16"),
+/// Program in the object, and its tracepoint. The youngest of these came with Linux 6.16: it is loaded first.
+const PROGRAMS: [(&str, &str); 4] = [
+    ("on_send", "tcp_sendmsg_locked"),
+    ("on_ready", "sk_data_ready"),
+    ("on_recv", "sock_recv_length"),
+    ("on_state", "inet_sock_set_state"),
 ];
 
 /// Smallest ring buffer, in bytes: a page (the loader rounds up where pages are larger).
@@ -108,21 +107,11 @@ impl Probes {
         let filter = NamespaceFilter::new(map(&mut programs, "watched")?, map(&mut programs, ".data")?)?;
 
         // Load all before attaching any, so that a refusal leaves nothing half on.
-        for (name, tracepoint, since) in PROGRAMS {
-            program(&mut programs, name)?.load(tracepoint, &btf).map_err(|e| match e {
-                ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => {
-                    ProbeError::TracepointMissing { tracepoint, kernel: kernel_release(), since }
-                }
-                ProgramError::LoadError { io_error, verifier_log } => ProbeError::ProgramRefused {
-                    program: name,
-                    errno: io_error,
-                    log: log_tail(&verifier_log.to_string()),
-                },
-                other => does_not_fit(&other),
-            })?;
+        for (name, tracepoint) in PROGRAMS {
+            program(&mut programs, name)?.load(tracepoint, &btf).map_err(|e| refused(name, tracepoint, e))?;
         }
         let mut links = Vec::with_capacity(PROGRAMS.len());
-        for (name, ..) in PROGRAMS {
+        for (name, _) in PROGRAMS {
             let program = program(&mut programs, name)?;
             let link = program.attach().and_then(|id| program.take_link(id));
             links.push(link.map_err(|source| ProbeError::AttachRefused { program: name, source })?);
@@ -248,6 +237,18 @@ fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Btf
     programs.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
 }
 
+fn refused(program: &'static str, tracepoint: &'static str, error: ProgramError) -> ProbeError {
+    match error {
+        ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => {
+            ProbeError::TracepointMissing { tracepoint, kernel: kernel_release() }
+        }
+        ProgramError::LoadError { io_error, verifier_log } => {
+            ProbeError::ProgramRefused { program, errno: io_error, log: log_tail(&verifier_log.to_string()) }
+        }
+        other => does_not_fit(&other),
+    }
+}
+
 fn does_not_fit(error: &dyn std::error::Error) -> ProbeError {
     let mut reason = error.to_string();
     let mut source = error.source();
@@ -303,6 +304,16 @@ mod tests {
         assert!(check_ring_size(SMALLEST_RING).is_ok());
         assert!(matches!(check_ring_size(5000), Err(ProbeError::BadRingSize { bytes: 5000 })));
         assert!(check_ring_size(0).is_err());
+    }
+
+    #[test]
+    fn a_missing_tracepoint_is_told_from_other_refusals() {
+        let unknown = BtfError::UnknownBtfTypeName { type_name: "btf_trace_tcp_sendmsg_locked".to_owned() };
+        let error = refused("on_send", "tcp_sendmsg_locked", ProgramError::Btf(unknown));
+        assert!(error.to_string().contains("Linux 6.16 or later"), "{error}");
+        let map = MapError::CreateError { name: "ring".to_owned(), io_error: std::io::Error::from_raw_os_error(12) };
+        let error = load_error(EbpfError::MapError(map));
+        assert!(matches!(&error, ProbeError::MapRefused { map, .. } if map == "ring"), "{error}");
     }
 
     #[test]

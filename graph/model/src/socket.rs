@@ -98,7 +98,7 @@ pub struct SocketEvent {
     pub counter: u32,
     /// When the probe ran.
     pub at: MonotonicNs,
-    /// The process in whose context it ran: the owner for send and recv, anyone for ready and state.
+    /// The process in whose context it ran: the owner for send and recv; 0 for ready and state, which run in anybody's.
     pub tgid: Tgid,
     /// What happened.
     pub kind: SocketEventKind,
