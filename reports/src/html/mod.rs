@@ -6,6 +6,7 @@
 mod bars;
 mod hops;
 mod layout;
+mod numbers;
 mod overview;
 mod topology;
 mod waterfall;

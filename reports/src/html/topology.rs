@@ -13,7 +13,9 @@ use std::fmt::Write as _;
 
 const NODE_WIDTH: f64 = 176.0;
 const NODE_HEIGHT: f64 = 50.0;
-const COLUMN_GAP: f64 = 142.0;
+/// Between two columns, where there are few lines, and where there are many and labels have to keep to their end.
+const COLUMN_GAPS: (f64, f64) = (142.0, 176.0);
+const FEW_EDGES: usize = 12;
 const MARGIN: f64 = 18.0;
 const LABEL_HEIGHT: f64 = 19.0;
 const CHARACTER: f64 = 6.1;
@@ -112,7 +114,8 @@ impl TopologyView {
         edges.sort_by_key(|e| (e.from, e.to));
         let pairs: Vec<_> = edges.iter().map(|e| (e.from, e.to)).collect();
         let placed = place(nodes.len(), &pairs, &SIZES);
-        let (width, height) = size(&placed);
+        let columns = Columns::of(edges.len());
+        let (width, height) = columns.size(&placed);
         let workloads: Vec<&Workload> = names.into_values().collect();
         let max_own = nodes.iter().filter_map(|n| mean(n.own_ns, n.own_n)).max().unwrap_or_default().0.max(1);
         Some(Self {
@@ -123,10 +126,10 @@ impl TopologyView {
                 .iter()
                 .zip(&nodes)
                 .zip(&placed.nodes)
-                .map(|((w, n), at)| node_view(w, n, *at, max_own))
+                .map(|((w, n), at)| node_view(w, n, *at, max_own, columns))
                 .collect(),
             alt: alt(&edges, &workloads),
-            edges: edge_views(&edges, &placed, &workloads),
+            edges: edge_views(&edges, &placed, &workloads, columns),
             hidden: hops.len() - shown.len(),
         })
     }
@@ -173,21 +176,37 @@ fn px(v: f64) -> String {
     format!("{v:.1}")
 }
 
-fn left(column: usize) -> f64 {
-    MARGIN + column as f64 * (NODE_WIDTH + COLUMN_GAP)
+/// How columns are spread.
+#[derive(Clone, Copy)]
+struct Columns {
+    gap: f64,
+    /// Where on its stretch a label is, 0.5 to 1 towards the end that it belongs to.
+    label: f64,
 }
 
-fn size(placed: &Placed) -> (f64, f64) {
-    let columns = placed.columns.max(1) as f64;
-    // Room on top for a workload that calls itself.
-    (2.0 * MARGIN + columns * NODE_WIDTH + (columns - 1.0) * COLUMN_GAP, placed.height + 2.0 * MARGIN + 14.0)
+impl Columns {
+    const fn of(edges: usize) -> Self {
+        if edges <= FEW_EDGES {
+            Self { gap: COLUMN_GAPS.0, label: 0.5 }
+        } else {
+            Self { gap: COLUMN_GAPS.1, label: 0.62 }
+        }
+    }
+    fn left(self, column: usize) -> f64 {
+        MARGIN + column as f64 * (NODE_WIDTH + self.gap)
+    }
+    fn size(self, placed: &Placed) -> (f64, f64) {
+        let columns = placed.columns.max(1) as f64;
+        // Room on top for a workload that calls itself.
+        (2.0 * MARGIN + columns * NODE_WIDTH + (columns - 1.0) * self.gap, placed.height + 2.0 * MARGIN + 14.0)
+    }
 }
 
 fn top(y: f64) -> f64 {
     y + MARGIN + 14.0
 }
 
-fn node_view(w: &Workload, node: &Node, at: At, max_own: i64) -> NodeView {
+fn node_view(w: &Workload, node: &Node, at: At, max_own: i64, columns: Columns) -> NodeView {
     let own = mean(node.own_ns, node.own_n);
     let line = match (own, &w.namespace) {
         (Some(own), _) => format!("itself {}", text::duration(own)),
@@ -205,7 +224,7 @@ fn node_view(w: &Workload, node: &Node, at: At, max_own: i64) -> NodeView {
     };
     let share = own.map_or(0.0, |o| o.0.max(0) as f64 / max_own as f64);
     NodeView {
-        x: px(left(at.column)),
+        x: px(columns.left(at.column)),
         y: px(top(at.y) - NODE_HEIGHT / 2.0),
         name: shorten(&text::workload(w), 23),
         line,
@@ -242,7 +261,7 @@ fn ports(placed: &Placed, edges: &[Edge]) -> Vec<(f64, f64)> {
     out
 }
 
-fn edge_views(edges: &[Edge], placed: &Placed, workloads: &[&Workload]) -> Vec<EdgeView> {
+fn edge_views(edges: &[Edge], placed: &Placed, workloads: &[&Workload], columns: Columns) -> Vec<EdgeView> {
     let most = edges.iter().map(Edge::between_ns).max().unwrap_or(0).max(1);
     let ports = ports(placed, edges);
     let mut out_degree = vec![0; workloads.len()];
@@ -259,9 +278,9 @@ fn edge_views(edges: &[Edge], placed: &Placed, workloads: &[&Workload]) -> Vec<E
         .zip(ports)
         .map(|((edge, route), (start, end))| {
             let drawn = if route.is_empty() {
-                loop_path(placed.nodes[edge.from])
+                loop_path(placed.nodes[edge.from], columns)
             } else {
-                path(route, start, end, out_degree[edge.from] >= in_degree[edge.to])
+                path(route, (start, end), out_degree[edge.from] >= in_degree[edge.to], columns)
             };
             let label = match edge.mean() {
                 Some(mean) => format!("{} · {}×", text::duration(mean), text::count(edge.requests)),
@@ -310,8 +329,8 @@ struct Drawn {
     gap: usize,
 }
 
-fn loop_path(at: At) -> Drawn {
-    let (x, y) = (left(at.column) + NODE_WIDTH / 2.0, top(at.y) - NODE_HEIGHT / 2.0);
+fn loop_path(at: At, columns: Columns) -> Drawn {
+    let (x, y) = (columns.left(at.column) + NODE_WIDTH / 2.0, top(at.y) - NODE_HEIGHT / 2.0);
     Drawn {
         path: format!("M{:.1},{y:.1} c-30,-22 50,-22 34,-7", x - 14.0),
         head: format!("{:.1},{:.1} {:.1},{:.1} {:.1},{:.1}", x + 14.0, y - 9.0, x + 24.0, y - 9.0, x + 18.0, y),
@@ -320,12 +339,12 @@ fn loop_path(at: At) -> Drawn {
     }
 }
 
-fn path(route: &[At], start: f64, end: f64, label_at_end: bool) -> Drawn {
+fn path(route: &[At], (start, end): (f64, f64), label_at_end: bool, columns: Columns) -> Drawn {
     let rightward = route[1].column > route[0].column;
     let dir = if rightward { 1.0 } else { -1.0 };
     // The edge of a column that a line leaves or reaches.
-    let leave = |at: At| left(at.column) + if rightward { NODE_WIDTH } else { 0.0 };
-    let reach = |at: At| left(at.column) + if rightward { 0.0 } else { NODE_WIDTH };
+    let leave = |at: At| columns.left(at.column) + if rightward { NODE_WIDTH } else { 0.0 };
+    let reach = |at: At| columns.left(at.column) + if rightward { 0.0 } else { NODE_WIDTH };
     let last = route.len() - 1;
     let mut d = String::new();
     let (mut x, mut y) = (leave(route[0]), top(route[0].y) + start);
@@ -338,7 +357,10 @@ fn path(route: &[At], start: f64, end: f64, label_at_end: bool) -> Drawn {
         let bend = (nx - x).abs() * 0.5 * dir;
         let _ = write!(d, " C{:.1},{y:.1} {:.1},{ny:.1} {nx:.1},{ny:.1}", x + bend, nx - bend);
         if i - 1 == gap {
-            label = ((x + nx) / 2.0, (y + ny) / 2.0);
+            // On the curve: both its handles lie half-way across, at the height of their own end.
+            let t = if label_at_end { columns.label } else { 1.0 - columns.label };
+            let (across, down) = (1.5 * t * (1.0 - t) + t.powi(3), t * t * (3.0 - 2.0 * t));
+            label = (x + (nx - x) * across, y + (ny - y) * down);
         }
         (x, y) = (nx, ny);
         if i != last {

@@ -405,7 +405,7 @@ fn verdict(services: &[Service], list: &[AttributedRequest], roots: &[usize]) ->
             share: share(v),
         })
         .collect();
-    places.sort_by(|a, b| b.mean.cmp(&a.mean));
+    places.sort_by_key(|p| std::cmp::Reverse(p.mean));
     Verdict {
         client: workload(&services[0]),
         server: workload(&services[services[0].calls[0].0]),
