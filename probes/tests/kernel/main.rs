@@ -185,7 +185,8 @@ fn partial_writes_of_a_non_blocking_socket_add_up() {
     if !privileged("partial_writes_of_a_non_blocking_socket_add_up") {
         return;
     }
-    const ALL: usize = 12 << 20;
+    // More than both buffers hold (tcp_wmem and tcp_rmem are at most 4 and 6 MiB by default).
+    const ALL: usize = 24 << 20;
     in_new_netns(|netns| {
         let mut recording = Recording::start(&config(), &[netns]);
         let (mut client, mut server) = connection("127.0.0.1:0");
@@ -194,7 +195,13 @@ fn partial_writes_of_a_non_blocking_socket_add_up() {
         let bytes = vec![1; ALL];
         let (mut written, mut partial, mut starts) = (0, 0, Vec::new());
         std::thread::scope(|scope| {
-            scope.spawn(|| std::io::copy(&mut (&mut server).take(ALL as u64), &mut std::io::sink()).expect("read"));
+            // The reader begins when the writer can write no more, so that there is a partial write.
+            let (full, begin) = std::sync::mpsc::channel();
+            let reader = &mut server;
+            scope.spawn(move || {
+                begin.recv_timeout(DEADLINE).expect("the writer is stopped");
+                std::io::copy(&mut reader.take(ALL as u64), &mut std::io::sink()).expect("read")
+            });
             let end = std::time::Instant::now() + DEADLINE;
             while written < ALL {
                 match client.write(&bytes[written..]) {
@@ -203,7 +210,11 @@ fn partial_writes_of_a_non_blocking_socket_add_up() {
                         partial += usize::from(written + n < ALL);
                         written += n;
                     }
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                        // The reader may be gone already.
+                        let _ = full.send(());
+                        std::thread::yield_now();
+                    }
                     Err(e) => panic!("{e}"),
                 }
                 assert!(std::time::Instant::now() < end, "not written within {DEADLINE:?}");
