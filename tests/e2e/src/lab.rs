@@ -1,0 +1,143 @@
+//! A lab for one test, taken down again whatever happens.
+
+use crate::binary;
+use meshdiff_lab::truth::Truth;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// How the lab is to be.
+#[derive(Clone, Debug, Default)]
+pub struct LabOptions {
+    /// Arguments of `meshdiff-lab up` beyond name, network and ALS address.
+    pub arguments: Vec<String>,
+}
+
+impl LabOptions {
+    /// Options from words.
+    #[must_use]
+    pub fn of(words: &[&str]) -> Self {
+        Self { arguments: words.iter().map(|&w| w.to_owned()).collect() }
+    }
+}
+
+/// A lab that is up.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+    /// Port on which the sidecars expect the access log endpoint.
+    pub als_port: u16,
+    logs: TempDir,
+    load: TempDir,
+}
+
+/// What `meshdiff-lab load` said.
+#[derive(Debug)]
+pub struct Load(pub Value);
+
+impl Lab {
+    /// Brings a lab up.
+    ///
+    /// # Panics
+    /// If that fails: the lab's own words are shown.
+    #[must_use]
+    pub fn up(what: &str, options: &LabOptions) -> Self {
+        let id = std::process::id();
+        let name = format!("e2e{}{what}", id % 1000);
+        // 10.64.0.0/10 is left to the lab's own choice.
+        let subnet = format!("10.{}.{}", 130 + id / 250 % 100, id % 250);
+        let als_port = free_port();
+        let logs = TempDir::new().expect("a temporary folder");
+        let load = TempDir::new().expect("a temporary folder");
+        let lab = Self { name, als_port, logs, load };
+        let output = Command::new(binary("meshdiff-lab"))
+            .args(["up", "--name", &lab.name, "--subnet", &format!("{subnet}.0/24")])
+            .args(["--als", &format!("{subnet}.1:{als_port}")])
+            .arg("--out")
+            .arg(lab.logs.path())
+            .args(&options.arguments)
+            .output()
+            .expect("the lab's binary runs");
+        assert!(output.status.success(), "the lab does not come up: {}", String::from_utf8_lossy(&output.stderr));
+        lab
+    }
+
+    /// Drives traffic.
+    ///
+    /// # Panics
+    /// If the load generator fails.
+    #[must_use]
+    pub fn load(&self, arguments: &[&str]) -> Load {
+        let output = Command::new(binary("meshdiff-lab"))
+            .args(["load", "--name", &self.name])
+            .arg("--out")
+            .arg(self.load.path())
+            .args(arguments)
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("the lab's binary runs");
+        assert!(output.status.success(), "the load generator failed");
+        Load(serde_json::from_slice(&output.stdout).expect("the load generator's report is JSON"))
+    }
+
+    /// The folders with everything that the lab wrote down.
+    #[must_use]
+    pub fn log_folders(&self) -> [PathBuf; 2] {
+        [self.logs.path().to_owned(), self.load.path().to_owned()]
+    }
+
+    /// Takes the lab down, which makes its applications flush their logs, and reads what really happened.
+    ///
+    /// # Panics
+    /// If the logs cannot be read.
+    #[must_use]
+    pub fn down(self) -> Truth {
+        self.take_down();
+        let folders: Vec<PathBuf> = self.log_folders().into_iter().filter(|f| has_logs(f)).collect();
+        Truth::read(folders).expect("the lab's logs are readable")
+    }
+
+    fn take_down(&self) {
+        let done = Command::new(binary("meshdiff-lab")).args(["down", "--name", &self.name]).output();
+        if let Ok(output) = done
+            && !output.status.success()
+        {
+            eprintln!("the lab does not go down: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.take_down();
+    }
+}
+
+impl Load {
+    /// Requests that were answered with 200.
+    #[must_use]
+    pub fn ok(&self) -> u64 {
+        self.0["ok"].as_u64().unwrap_or(0)
+    }
+    /// Requests in all.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.0["requests"].as_u64().unwrap_or(0)
+    }
+    /// Requests answered in a second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.0["achievedRate"].as_f64().unwrap_or(0.0)
+    }
+}
+
+fn has_logs(folder: &Path) -> bool {
+    std::fs::read_dir(folder)
+        .is_ok_and(|list| list.flatten().any(|e| e.path().extension().is_some_and(|x| x == "ndjson")))
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
