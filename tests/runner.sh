@@ -1,0 +1,13 @@
+#!/bin/sh
+# What cargo starts test programs with (tests/run.sh): runs those of the phase at hand and passes over the others.
+#
+# `alone` is for programs that bring labs up and measure times: nothing else may run beside them.
+phase=together
+case "${CARGO_PKG_NAME:-}/${1##*/}" in
+    # The library's own tests need no lab.
+    meshdiff-e2e/meshdiff_e2e-*) ;;
+    meshdiff-e2e/* | meshdiff-lab/privileged-*) phase=alone ;;
+esac
+[ "${phase}" = "${MESHDIFF_TEST_PHASE:-together}" ] || exit 0
+[ "${phase}" = together ] || echo "     Running ${CARGO_PKG_NAME}: ${1##*/}"
+exec "$@"
