@@ -81,6 +81,22 @@ impl Lab {
         Load(serde_json::from_slice(&output.stdout).expect("the load generator's report is JSON"))
     }
 
+    /// The inode numbers of the pods' network namespaces.
+    ///
+    /// # Panics
+    /// If the lab does not say.
+    #[must_use]
+    pub fn namespaces(&self) -> Vec<String> {
+        let output = Command::new(binary("meshdiff-lab"))
+            .args(["status", "--json", "--name", &self.name])
+            .output()
+            .expect("the lab's binary runs");
+        let status: Value = serde_json::from_slice(&output.stdout).expect("the lab's status is JSON");
+        let pods = status["pods"].as_array().expect("a lab has pods");
+        let inodes = pods.iter().map(|p| p["netnsInode"].as_u64().expect("a pod has a namespace").to_string());
+        inodes.collect()
+    }
+
     /// The folders with everything that the lab wrote down.
     #[must_use]
     pub fn log_folders(&self) -> [PathBuf; 2] {

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# `make bench`: what the probes and the recorder cost. Each figure is a ratio measured side by side in one run,
+# interleaved, with an A/A control. Needs root and an otherwise idle machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cargo build --locked -p meshdiff -p meshdiff-lab -p meshdiff-e2e
+cargo build --locked -p meshdiff-probes --example discard --example overhead
+tests/lab/setup.sh >/dev/null
+
+echo "== One exchange on one thread (two sends, two readies, two recvs), probes attached against not"
+target/debug/examples/overhead
+
+echo "== Throughput of the lab at saturation, 64 connections"
+target/debug/overhead "${ROUNDS:-9}"
