@@ -2,10 +2,12 @@
 //
 // What happens on the TCP sockets of watched network namespaces, as records in one ring buffer.
 //
-// Four BTF tracepoints and no system call hook: tcp_sendmsg_locked (bytes are handed to TCP), sk_data_ready (bytes are
-// readable), sock_recv_length (a read returned), inet_sock_set_state (connect, accept, close). Kernel memory is read
-// by direct dereference only, so that this loads under lockdown=confidentiality too. The layout of the records is
-// decoded in src/event.rs; a test there and the `ABI` number below keep the two together.
+// No system call is hooked, and there are four instants: bytes are handed to TCP, bytes are readable, a read returned, the
+// state changed (connect, accept, close). Each is taken at a BTF tracepoint where the kernel has one (tier tp_btf, Linux
+// 6.16), else at the entry or exit of the kernel function that has the tracepoint in later kernels (tier fentry); the
+// loader loads one tier's programs only. Kernel memory is read by direct dereference only, so that both load under
+// lockdown=confidentiality too. The layout of the records is decoded in src/event.rs; a test there and the `ABI` number
+// below keep the two together.
 
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -89,6 +91,13 @@ struct iov_iter {
 			unsigned long count;
 		};
 	};
+};
+// Before Linux 6.4, and before 5.14. What follows the three underscores is no part of the kernel's name.
+struct iov_iter___before_6_4 {
+	const struct iovec *iov;
+};
+struct iov_iter___before_5_14 {
+	unsigned int type; // the kind, and whether it is written to (1)
 };
 struct msghdr {
 	struct iov_iter msg_iter;
@@ -192,6 +201,10 @@ struct {
 
 // Watch every namespace. Set before loading.
 const volatile __u8 watch_all = 0;
+// Read payload as text that ends at its first zero byte, by way of bpf_snprintf. Set where the loader would not leave
+// bpf_probe_read_user as it is (see text_payload in src/loader.rs).
+const volatile __u8 text_payload = 0;
+static const char text_format[] = "%pus";
 const volatile __u32 abi = ABI;
 // Changed by user space after every change of the watched set, so that sockets decide anew. Begins at 1.
 volatile __u32 generation = 1;
@@ -352,27 +365,44 @@ static __always_inline void emit(struct socket_state *st, struct tcp_sock *tp, _
 		r->head.seq = seq;                                                                                    \
 		r->head.aux = left;                                                                                   \
 		r->head.srtt_us = tp->srtt_us;                                                                        \
-		if (bpf_probe_read_user(r->prefix, n, base) == 0) {                                                   \
+		if (text_payload) {                                                                                   \
+			__u64 text = (__u64)base;                                                                     \
+			long length = bpf_snprintf((char *)r->prefix, SIZE, text_format, &text, sizeof(text)) - 1;    \
+                                                                                                                      \
+			if (length > SIZE - 1)                                                                        \
+				length = SIZE - 1;                                                                    \
+			r->head.prefix_len = length < 0 ? 0 : length < (long)n ? length : n;                          \
+		} else if (bpf_probe_read_user(r->prefix, n, base) == 0) {                                            \
 			r->head.prefix_len = n;                                                                       \
-			st->tls = n >= 3 && r->prefix[0] >= 20 && r->prefix[0] <= 23 && r->prefix[1] == 3;            \
 		}                                                                                                     \
+		st->tls = r->head.prefix_len >= 3 && r->prefix[0] >= 20 && r->prefix[0] <= 23 && r->prefix[1] == 3;   \
 		bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);                                                              \
 		count(COUNT_EMITTED);                                                                                 \
 		return 0;                                                                                             \
 	} while (0)
 
-SEC("tp_btf/tcp_sendmsg_locked")
-int on_send(__u64 *ctx)
+static __always_inline __u32 kind_of(struct msghdr *msg)
 {
-	struct sock *sk = (struct sock *)ctx[0];
-	struct msghdr *msg = (struct msghdr *)ctx[1];
+	if (bpf_core_field_exists(msg->msg_iter.iter_type))
+		return msg->msg_iter.iter_type;
+	return ((struct iov_iter___before_5_14 *)&msg->msg_iter)->type & ~1;
+}
+
+static __always_inline const struct iovec *iovec_of(struct msghdr *msg)
+{
+	if (bpf_core_field_exists(msg->msg_iter.__iov))
+		return msg->msg_iter.__iov;
+	return ((struct iov_iter___before_6_4 *)&msg->msg_iter)->iov;
+}
+
+static __always_inline int sent(struct sock *sk, struct msghdr *msg)
+{
 	struct socket_state *st = state_of(sk, 1);
-	__u32 seq, left, end, counter, tgid;
+	__u32 seq, left, end, counter, tgid, type;
 	__u64 at, want, offset;
 	struct tcp_sock *tp;
 	void *base = NULL;
-	__u8 type;
-	int user;
+	int user, single;
 
 	if (!st)
 		return 0;
@@ -382,10 +412,15 @@ int on_send(__u64 *ctx)
 	seq = tp->write_seq;
 	left = (__u32)msg->msg_iter.count;
 	end = seq + left;
-	type = msg->msg_iter.iter_type;
+	// A call without bytes: the function is entered, but the tracepoint in its loop is not reached.
+	if (!left)
+		return 0;
+	type = kind_of(msg);
 	offset = msg->msg_iter.iov_offset;
-	user = type == bpf_core_enum_value(enum iter_type, ITER_UBUF) ||
-	       type == bpf_core_enum_value(enum iter_type, ITER_IOVEC);
+	// ITER_UBUF came with Linux 6.0; either can be 0.
+	single = bpf_core_enum_value_exists(enum iter_type, ITER_UBUF) &&
+		 type == bpf_core_enum_value(enum iter_type, ITER_UBUF);
+	user = single || type == bpf_core_enum_value(enum iter_type, ITER_IOVEC);
 
 	// The tracepoint fires for every piece that one call copies, and again after every wait for memory; only the first
 	// marks the send. Within a call the end stays (what the number gains, the iterator loses). A second call can have
@@ -405,11 +440,11 @@ int on_send(__u64 *ctx)
 
 	want = 0;
 	if (user) {
-		if (type == bpf_core_enum_value(enum iter_type, ITER_UBUF)) {
+		if (single) {
 			base = msg->msg_iter.ubuf;
 			want = left;
 		} else {
-			const struct iovec *iov = msg->msg_iter.__iov;
+			const struct iovec *iov = iovec_of(msg);
 
 			base = iov->iov_base;
 			want = iov->iov_len - offset;
@@ -438,16 +473,57 @@ int on_send(__u64 *ctx)
 	EMIT_SEND(512);
 }
 
+SEC("tp_btf/tcp_sendmsg_locked")
+int on_send(__u64 *ctx)
+{
+	return sent((struct sock *)ctx[0], (struct msghdr *)ctx[1]);
+}
+
+// The function holds the socket's lock already, so write_seq is this call's.
+SEC("fentry/tcp_sendmsg_locked")
+int enter_send(__u64 *ctx)
+{
+	return sent((struct sock *)ctx[0], (struct msghdr *)ctx[1]);
+}
+
+// sendfile and splice, page by page; since Linux 6.5 they come through tcp_sendmsg_locked. Without payload, which is in the
+// kernel.
+SEC("fentry/do_tcp_sendpages")
+int enter_page(__u64 *ctx)
+{
+	struct sock *sk = (struct sock *)ctx[0];
+	__u32 left = (__u32)ctx[3];
+	struct socket_state *st = state_of(sk, 1);
+	struct tcp_sock *tp;
+	__u32 seq;
+
+	if (!st || !left)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(sk);
+	if (!tp)
+		return 0;
+	seq = tp->write_seq;
+	// A page is offered again after every wait for room.
+	if (st->has_send && seq + left == st->send_end)
+		return 0;
+	st->send_start = seq;
+	st->send_end = seq + left;
+	st->has_send = 1;
+	st->turned = 0;
+	if (!st->announced)
+		announce(sk, st, sk->__sk_common.skc_state);
+	emit(st, tp, KIND_SEND, 0, bpf_get_current_pid_tgid() >> 32, seq, left);
+	return 0;
+}
+
 // True once the peer's FIN is in rcv_nxt: tcp_fin() alone sets SOCK_DONE.
 static __always_inline int fin_received(struct sock *sk)
 {
 	return (sk->__sk_common.skc_flags >> bpf_core_enum_value(enum sock_flags, SOCK_DONE)) & 1;
 }
 
-SEC("tp_btf/sk_data_ready")
-int on_ready(__u64 *ctx)
+static __always_inline int readable(struct sock *sk)
 {
-	struct sock *sk = (struct sock *)ctx[0];
 	struct socket_state *st = state_of(sk, 1);
 	struct tcp_sock *tp;
 	__u32 nxt;
@@ -469,11 +545,22 @@ int on_ready(__u64 *ctx)
 	return 0;
 }
 
-SEC("tp_btf/sock_recv_length")
-int on_recv(__u64 *ctx)
+SEC("tp_btf/sk_data_ready")
+int on_ready(__u64 *ctx)
 {
-	struct sock *sk = (struct sock *)ctx[0];
-	int len = (int)ctx[1], flags = (int)ctx[2];
+	return readable((struct sock *)ctx[0]);
+}
+
+// What sk_data_ready points to on every TCP socket that nobody in the kernel reads from; later kernels have the tracepoint
+// in it. Other protocols' sockets come by too.
+SEC("fentry/sock_def_readable")
+int enter_ready(__u64 *ctx)
+{
+	return readable((struct sock *)ctx[0]);
+}
+
+static __always_inline int was_read(struct sock *sk, int len, int flags)
+{
 	struct socket_state *st;
 	struct tcp_sock *tp;
 	__u32 copied, tgid;
@@ -496,6 +583,27 @@ int on_recv(__u64 *ctx)
 	tgid = bpf_get_current_pid_tgid() >> 32;
 	emit(st, tp, KIND_RECV, fin_received(sk) && copied == tp->rcv_nxt ? FLAG_FIN : 0, tgid, copied, len);
 	return 0;
+}
+
+SEC("tp_btf/sock_recv_length")
+int on_recv(__u64 *ctx)
+{
+	return was_read((struct sock *)ctx[0], (int)ctx[1], (int)ctx[2]);
+}
+
+// tcp_recvmsg(sk, msg, len, flags, addr_len), and its result.
+SEC("fexit/tcp_recvmsg")
+int exit_recv(__u64 *ctx)
+{
+	return was_read((struct sock *)ctx[0], (int)ctx[5], (int)ctx[3]);
+}
+
+// Before Linux 5.19: tcp_recvmsg(sk, msg, len, nonblock, flags, addr_len), and its result. Later kernels refuse this one,
+// because their function has no sixth argument: the loader tries it first.
+SEC("fexit/tcp_recvmsg")
+int exit_recv_6(__u64 *ctx)
+{
+	return was_read((struct sock *)ctx[0], (int)ctx[6], (int)ctx[4]);
 }
 
 SEC("tp_btf/inet_sock_set_state")

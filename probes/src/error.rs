@@ -1,6 +1,7 @@
 //! Why the probes could not be used, in words that say what to do.
 
 use aya::maps::MapError;
+use meshdiff_model::ProbeTier;
 use std::io;
 
 /// Why the probes could not be loaded, attached or asked.
@@ -25,15 +26,35 @@ pub enum ProbeError {
         source: aya::BtfError,
     },
     /// The kernel is too old for this tier of probes.
-    #[error(
-        "this kernel ({kernel}) has no tracepoint {tracepoint}: these probes need Linux 6.16 or later; record without \
-         probes (--no-probes) on older ones"
-    )]
+    #[error("this kernel ({kernel}) has no tracepoint {tracepoint}")]
     TracepointMissing {
         /// The tracepoint.
         tracepoint: &'static str,
         /// The kernel's release.
         kernel: String,
+    },
+    /// The kernel has no such function, or the compiler put it into its callers.
+    #[error("this kernel ({kernel}) has no function {function} that a probe can be attached to")]
+    FunctionMissing {
+        /// The function.
+        function: &'static str,
+        /// The kernel's release.
+        kernel: String,
+    },
+    /// No kind of probes works.
+    #[error(
+        "no kind of kernel probe works on this machine ({}); `meshdiff check` says what to do about it, and --no-probes records \
+         without", listed(.refused)
+    )]
+    NoTier {
+        /// What was tried, and why it was refused.
+        refused: Vec<(ProbeTier, ProbeError)>,
+    },
+    /// There are no programs for this tier.
+    #[error("there are no {} probes", .tier.as_str())]
+    NoSuchTier {
+        /// The tier.
+        tier: ProbeTier,
     },
     /// The kernel's verifier or a security module refused a program.
     #[error("the kernel refused the probe {program}: {errno}{}", hint(.errno, .log))]
@@ -46,10 +67,12 @@ pub enum ProbeError {
         log: String,
     },
     /// The kernel accepted a program but would not attach it.
-    #[error("the kernel would not attach the probe {program} to its tracepoint: {source}")]
+    #[error("the kernel would not attach the probe {program} to {target}: {source}")]
     AttachRefused {
         /// The program's name in `bpf/socket.bpf.c`.
         program: &'static str,
+        /// The tracepoint or function.
+        target: &'static str,
         /// What the kernel said.
         source: aya::programs::ProgramError,
     },
@@ -90,6 +113,69 @@ pub enum ProbeError {
         /// What went wrong.
         source: MapError,
     },
+}
+
+impl ProbeError {
+    /// True if another kind of probes may work where this one does not.
+    pub(crate) const fn is_about_the_tier(&self) -> bool {
+        matches!(
+            self,
+            Self::TracepointMissing { .. }
+                | Self::FunctionMissing { .. }
+                | Self::ProgramRefused { .. }
+                | Self::AttachRefused { .. }
+                | Self::NoSuchTier { .. }
+                | Self::DoesNotFit { .. }
+        )
+    }
+
+    /// What to do about it, as a sentence without a full stop.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::NotPermitted { .. } => {
+                "run as root, or grant CAP_BPF and CAP_PERFMON (in Kubernetes: securityContext.capabilities.add)"
+            }
+            Self::NoBtf { .. } => "use a kernel that is built with CONFIG_DEBUG_INFO_BTF=y",
+            Self::TracepointMissing { .. } => {
+                "upgrade to Linux 6.16 or later; nothing need be done while another kind works"
+            }
+            Self::FunctionMissing { .. } => {
+                "use a kernel that is built with CONFIG_FUNCTION_TRACER=y, or Linux 6.16 or later"
+            }
+            Self::ProgramRefused { errno, log, .. }
+                if log.is_empty() && errno.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                "let seccomp, the LSM or the hypervisor allow it (a privileged container may), or rely on another kind"
+            }
+            Self::AttachRefused { .. } => {
+                "use a kernel that is built with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (arm64: Linux 6.4 or later)"
+            }
+            Self::MapRefused { .. } => "ask for a smaller ring buffer (--ring-size), or raise the memory limit",
+            Self::BadRingSize { .. } => "ask for a power of two",
+            Self::NoSuchTier { .. } => "choose another kind",
+            Self::NoTier { .. } => "do what is said for one of the kinds, or record without probes (--no-probes)",
+            Self::ProgramRefused { .. } | Self::DoesNotFit { .. } | Self::Map { .. } => {
+                "report it to meshdiff's issue tracker together with the kernel's version"
+            }
+        }
+    }
+
+    /// A refusal that is none of the expected ones, with all its causes.
+    pub(crate) fn does_not_fit(error: &dyn std::error::Error) -> Self {
+        let mut reason = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            reason = format!("{reason}: {cause}");
+            source = cause.source();
+        }
+        Self::DoesNotFit { kernel: kernel_release(), reason }
+    }
+}
+
+fn listed(refused: &[(ProbeTier, ProbeError)]) -> String {
+    let each: Vec<_> = refused.iter().map(|(tier, error)| format!("{}: {error}", tier.as_str())).collect();
+    each.join("; ")
 }
 
 /// What the log and the error number mean to the one who reads them.
@@ -143,6 +229,11 @@ mod tests {
             log: String::new(),
         };
         assert!(refused.to_string().contains("seccomp"), "{refused}");
+        let both = ProbeError::NoTier { refused: vec![(ProbeTier::Fentry, refused)] };
+        assert!(
+            both.to_string().contains("fentry: the kernel refused") && both.to_string().contains("--no-probes"),
+            "{both}"
+        );
         let missing = ProbeError::NotPermitted { missing: "CAP_BPF".to_owned() };
         assert!(missing.to_string().contains("CAP_BPF"), "{missing}");
     }

@@ -2,7 +2,7 @@
 //! messages.
 //!
 //! [`Probes`] loads the programs of `bpf/socket.bpf.c` and drains their ring buffer; it needs root (or `CAP_BPF` and
-//! `CAP_PERFMON`) and Linux 6.16. [`Assembler`] is pure and needs neither: it turns [`RawEvent`]s into
+//! `CAP_PERFMON`) and a kernel that takes one of the [`TIERS`]. [`Assembler`] is pure and needs neither: it turns [`RawEvent`]s into
 //! [`Message`](meshdiff_model::Message)s and [`Socket`](meshdiff_model::Socket)s.
 //!
 //! ```no_run
@@ -25,6 +25,7 @@ mod filter;
 mod loader;
 mod recognise;
 mod ring;
+mod tier;
 
 pub use assembly::{Assembler, AssemblyStats, Collected, Limits, Sink};
 pub use error::ProbeError;
@@ -33,3 +34,4 @@ pub use filter::NamespaceFilter;
 pub use loader::{Handler, ProbeConfig, ProbeCounters, Probes, monotonic_now};
 pub use recognise::{Recognised, recognise};
 pub use ring::Drained;
+pub use tier::TIERS;

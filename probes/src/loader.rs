@@ -1,27 +1,19 @@
 //! Loading, attaching and asking the probes.
 
 use crate::cost::CostMeter;
-use crate::error::{ProbeError, kernel_release, log_tail};
+use crate::error::{ProbeError, kernel_release};
 use crate::ring::{Drained, Ring};
+use crate::tier::{self, TIERS};
 use crate::{RawEvent, filter::NamespaceFilter};
 use aya::maps::{MapData, MapError, PerCpuArray};
-use aya::programs::tp_btf::BtfTracePointLink;
-use aya::programs::{BtfTracePoint, ProgramError};
-use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use aya::programs::links::FdLink;
+use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use meshdiff_model::{MonotonicNs, ProbeStats, ProbeTier};
 use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
 /// The built probes. `make bpf` builds them anew; a test proves that they belong to the source beside them.
 pub(crate) static OBJECT: &[u8] = include_bytes_aligned!("../bpf/socket.bpf.o");
-
-/// Program in the object, and its tracepoint. The youngest of these came with Linux 6.16: it is loaded first.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("on_send", "tcp_sendmsg_locked"),
-    ("on_ready", "sk_data_ready"),
-    ("on_recv", "sock_recv_length"),
-    ("on_state", "inet_sock_set_state"),
-];
 
 /// Smallest ring buffer, in bytes: a page (the loader rounds up where pages are larger).
 const SMALLEST_RING: u32 = 4096;
@@ -39,11 +31,19 @@ pub struct ProbeConfig {
     pub measure_cost: bool,
     /// How long the drain sleeps when there is little to do.
     pub drain_interval: Duration,
+    /// Kinds of probes to try, best first; usually all of [`TIERS`].
+    pub tiers: Vec<ProbeTier>,
 }
 
 impl Default for ProbeConfig {
     fn default() -> Self {
-        Self { ring_bytes: 16 << 20, watch_all: false, measure_cost: true, drain_interval: Duration::from_millis(20) }
+        Self {
+            ring_bytes: 16 << 20,
+            watch_all: false,
+            measure_cost: true,
+            drain_interval: Duration::from_millis(20),
+            tiers: TIERS.to_vec(),
+        }
     }
 }
 
@@ -74,7 +74,9 @@ pub struct ProbeCounters {
 
 /// The probes, loaded and attached. Dropping them detaches them.
 pub struct Probes {
-    links: Vec<BtfTracePointLink>,
+    tier: ProbeTier,
+    refused: Vec<(ProbeTier, ProbeError)>,
+    links: Vec<FdLink>,
     programs: Ebpf,
     ring: Ring,
     counts: PerCpuArray<MapData, u64>,
@@ -84,7 +86,8 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// Loads and attaches the probes. From here on they record the sockets of watched namespaces.
+    /// Loads and attaches the best kind of probes that the kernel takes, found by trying. From here on they record the sockets
+    /// of watched namespaces.
     ///
     /// # Errors
     /// If the process may not, or the kernel cannot.
@@ -92,38 +95,48 @@ impl Probes {
         check_capabilities()?;
         check_ring_size(config.ring_bytes)?;
         let btf = Btf::from_sys_fs().map_err(|source| ProbeError::NoBtf { source })?;
+        let mut refused = Vec::new();
+        for tier in &config.tiers {
+            match Self::load_tier(config, &btf, *tier) {
+                Ok(probes) => return Ok(Self { refused, ..probes }),
+                Err(error) if error.is_about_the_tier() => refused.push((*tier, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ProbeError::NoTier { refused })
+    }
+
+    fn load_tier(config: &ProbeConfig, btf: &Btf, tier: ProbeTier) -> Result<Self, ProbeError> {
         let watch_all = u8::from(config.watch_all);
+        let text_payload = u8::from(text_payload());
         let mut programs = EbpfLoader::new()
-            .btf(Some(&btf))
+            .btf(Some(btf))
             .allow_unsupported_maps()
             .map_max_entries("ring", config.ring_bytes)
             .override_global("watch_all", &watch_all, true)
+            .override_global("text_payload", &text_payload, true)
             .load(OBJECT)
             .map_err(load_error)?;
-
         let ring = Ring::new(map(&mut programs, "ring")?, config.ring_bytes)?;
         let counts = PerCpuArray::try_from(map(&mut programs, "counts")?)
             .map_err(|source| ProbeError::Map { map: "counts", source })?;
         let filter = NamespaceFilter::new(map(&mut programs, "watched")?, map(&mut programs, ".data")?)?;
-
-        // Load all before attaching any, so that a refusal leaves nothing half on.
-        for (name, tracepoint) in PROGRAMS {
-            program(&mut programs, name)?.load(tracepoint, &btf).map_err(|e| refused(name, tracepoint, e))?;
-        }
-        let mut links = Vec::with_capacity(PROGRAMS.len());
-        for (name, _) in PROGRAMS {
-            let program = program(&mut programs, name)?;
-            let link = program.attach().and_then(|id| program.take_link(id));
-            links.push(link.map_err(|source| ProbeError::AttachRefused { program: name, source })?);
-        }
+        let links = tier::attach(&mut programs, btf, tier)?;
         let cost = CostMeter::new(config.measure_cost);
-        Ok(Self { links, programs, ring, counts, filter, cost, interval: config.drain_interval })
+        let interval = config.drain_interval;
+        Ok(Self { tier, refused: Vec::new(), links, programs, ring, counts, filter, cost, interval })
     }
 
     /// Which kind of probes these are.
     #[must_use]
     pub const fn tier(&self) -> ProbeTier {
-        ProbeTier::TpBtf
+        self.tier
+    }
+
+    /// Better kinds of probes that the kernel refused, and why.
+    #[must_use]
+    pub fn refused(&self) -> &[(ProbeTier, ProbeError)] {
+        &self.refused
     }
 
     /// The set of watched namespaces, to be changed at any time from any thread.
@@ -231,32 +244,13 @@ fn map(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, ProbeE
     })
 }
 
-fn program<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, ProbeError> {
-    let missing =
-        || ProbeError::DoesNotFit { kernel: kernel_release(), reason: format!("the object has no program {name}") };
-    programs.program_mut(name).ok_or_else(missing)?.try_into().map_err(|_| missing())
-}
-
-fn refused(program: &'static str, tracepoint: &'static str, error: ProgramError) -> ProbeError {
-    match error {
-        ProgramError::Btf(BtfError::UnknownBtfTypeName { .. }) => {
-            ProbeError::TracepointMissing { tracepoint, kernel: kernel_release() }
-        }
-        ProgramError::LoadError { io_error, verifier_log } => {
-            ProbeError::ProgramRefused { program, errno: io_error, log: log_tail(&verifier_log.to_string()) }
-        }
-        other => does_not_fit(&other),
-    }
-}
-
-fn does_not_fit(error: &dyn std::error::Error) -> ProbeError {
-    let mut reason = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        reason = format!("{reason}: {cause}");
-        source = cause.source();
-    }
-    ProbeError::DoesNotFit { kernel: kernel_release(), reason }
+/// True if payload can be read as text only: up to its first zero byte, which is enough for the heads of HTTP/1.
+///
+/// Kernel lockdown at its level `confidentiality` forbids `bpf_probe_read_kernel` and leaves `bpf_probe_read_user` alone. But where
+/// the former does not load, aya takes the kernel for one from before 5.5 and turns the latter into `bpf_probe_read`
+/// (`Function::sanitize` in aya-obj), which is forbidden too.
+fn text_payload() -> bool {
+    !aya::features().bpf_probe_read_kernel()
 }
 
 fn load_error(error: EbpfError) -> ProbeError {
@@ -264,7 +258,7 @@ fn load_error(error: EbpfError) -> ProbeError {
         EbpfError::MapError(MapError::CreateError { name, io_error }) => {
             ProbeError::MapRefused { map: name, errno: io_error }
         }
-        other => does_not_fit(&other),
+        other => ProbeError::does_not_fit(&other),
     }
 }
 
@@ -307,10 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_tracepoint_is_told_from_other_refusals() {
-        let unknown = BtfError::UnknownBtfTypeName { type_name: "btf_trace_tcp_sendmsg_locked".to_owned() };
-        let error = refused("on_send", "tcp_sendmsg_locked", ProgramError::Btf(unknown));
-        assert!(error.to_string().contains("Linux 6.16 or later"), "{error}");
+    fn a_map_that_cannot_be_made_is_named() {
         let map = MapError::CreateError { name: "ring".to_owned(), io_error: std::io::Error::from_raw_os_error(12) };
         let error = load_error(EbpfError::MapError(map));
         assert!(matches!(&error, ProbeError::MapRefused { map, .. } if map == "ring"), "{error}");
