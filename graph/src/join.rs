@@ -59,6 +59,8 @@ struct Joiner<'a> {
     by_client: HashMap<SocketAddr, Vec<usize>>,
     /// Sockets of which events were lost.
     lossy: HashSet<SocketCookie>,
+    /// Connections that carry several requests at once (HTTP/2 and later), by index: turns do not tell their requests apart.
+    multiplexed: HashSet<usize>,
     has_kernel: bool,
 }
 
@@ -76,7 +78,9 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
     }
     let has_kernel = !input.messages.is_empty();
     let lossy = endpoints.iter().filter(|e| e.socket.lost_events > 0).map(|e| e.socket.cookie).collect();
-    let joiner = Joiner { input, endpoints, connections, exchanges, of_connection, by_client, lossy, has_kernel };
+    let multiplexed = multiplexed(&input, &endpoints, &connections, &by_client);
+    let joiner =
+        Joiner { input, endpoints, connections, exchanges, of_connection, by_client, lossy, multiplexed, has_kernel };
     let (hops, client_messages) = joiner.hops();
     Joined { endpoints: joiner.endpoints, connections: joiner.connections, hops, client_messages }
 }
@@ -165,7 +169,9 @@ impl Joiner<'_> {
             };
             let exchange = &list[position];
             let index = self.of_connection[c].start + position;
-            let outcome = if start > exchange.last.offset(TOLERANCE) {
+            let outcome = if self.multiplexed.contains(&c) {
+                JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead)
+            } else if start > exchange.last.offset(TOLERANCE) {
                 JoinOutcome::Unmatched(UnmatchedReason::ExchangeNotSeen)
             } else if exchange.lossy {
                 JoinOutcome::Unmatched(UnmatchedReason::EventsLost)
@@ -231,6 +237,7 @@ impl Joiner<'_> {
             let first = list.partition_point(|e| e.first < early);
             let mut fitting = list[first..].iter().take_while(|e| e.first <= late);
             let outcome = match (fitting.next(), fitting.next()) {
+                _ if self.multiplexed.contains(&c) => JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead),
                 (None, _) => JoinOutcome::Unmatched(UnmatchedReason::ExchangeNotSeen),
                 (Some(_), Some(_)) => JoinOutcome::Ambiguous(AmbiguityReason::SeveralExchanges),
                 (Some(e), None) if e.lossy => JoinOutcome::Unmatched(UnmatchedReason::EventsLost),
@@ -493,6 +500,30 @@ impl Joiner<'_> {
             UnmatchedReason::SocketNotSeen
         }
     }
+}
+
+/// The connections that carry several requests at once: those that say so themselves, and those of which a proxy does (on an encrypted
+/// connection nothing else tells).
+fn multiplexed(
+    input: &HopInput<'_>,
+    endpoints: &[Endpoint],
+    connections: &[Connection],
+    by_client: &HashMap<SocketAddr, Vec<usize>>,
+) -> HashSet<usize> {
+    let preface = |i: usize| endpoints[i].egress.pieces.iter().any(|p| p.content == Content::Http2Preface);
+    let mut found: HashSet<usize> =
+        (0..connections.len()).filter(|&c| connections[c].client.is_some_and(preface)).collect();
+    for log in input.access_logs.iter().filter(|l| matches!(l.protocol, HopProtocol::Http2 | HopProtocol::Http3)) {
+        let Some(peer) = log.downstream_direct_remote_address else { continue };
+        let at = input.clock.to_monotonic(log.start_time);
+        for &c in by_client.get(&peer.0).into_iter().flatten() {
+            let (first, last) = connections[c].seen(endpoints);
+            if at.is_none_or(|at| first <= at.offset(TOLERANCE) && at <= last.offset(TOLERANCE)) {
+                found.insert(c);
+            }
+        }
+    }
+    found
 }
 
 /// The better of two outcomes for the same thing: a match beats none, two matches are ambiguous.
