@@ -54,8 +54,12 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
                 .to_owned(),
         ));
     };
-    let data = Capture::open(&path)?.read()?;
+    let mut data = Capture::open(&path)?.read()?;
     let mut notes = data.warnings();
+    let earlier = leave_out_what_ended_before(&mut data);
+    if earlier > 0 {
+        tracing::info!(earlier, "log entries of requests that had ended when the recording began are left out");
+    }
     let directory = ByProxies(Owners::from_proxies(&data.proxies));
     let end = window_end(&data);
     let input = HopInput {
@@ -102,6 +106,18 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
     }
     let start = since.map_or(data.meta.start.wall, |s| WallTime(s.0.max(data.meta.start.wall.0)));
     Ok(Analysis { path, mesh, requests, notes, window: (start, end_wall), namespace: args.namespace.clone(), data })
+}
+
+/// Envoy keeps entries for up to a second before it sends them, so a recording gets some of requests that were over when it
+/// began: they are not part of it. Returns how many.
+fn leave_out_what_ended_before(data: &mut CaptureData) -> usize {
+    let start = data.meta.start.wall;
+    let before = data.access_logs.len();
+    data.access_logs.retain(|log| {
+        let extent = log.timings.extent().unwrap_or_default();
+        log.start_time.0.saturating_add(extent.0) >= start.0
+    });
+    before - data.access_logs.len()
 }
 
 /// When the recording ended; for one that was cut off, the last thing that it saw.

@@ -53,7 +53,7 @@ pub fn binary(name: &str) -> PathBuf {
 #[must_use]
 pub fn privileged() -> bool {
     if std::env::var_os("MESHDIFF_SKIP_PRIVILEGED").is_some_and(|v| v == "1") {
-        println!("LEFT OUT: this test needs root, and MESHDIFF_SKIP_PRIVILEGED=1 says to do without");
+        println!("left out: this test needs root, and MESHDIFF_SKIP_PRIVILEGED=1 says to do without");
         return false;
     }
     assert!(
