@@ -205,6 +205,13 @@ const volatile __u8 watch_all = 0;
 // bpf_probe_read_user as it is (see text_payload in src/loader.rs).
 const volatile __u8 text_payload = 0;
 static const char text_format[] = "%pus";
+// How the first element of a vector is read, which tells where its payload is: the loader takes the first that loads.
+// Directly: before Linux 6.4, where the verifier knows what the iterator's pointer points to, and since 6.17, where it
+// lets memory of unknown type be read. By bpf_probe_read_kernel in between; not at all where that is forbidden too.
+#define VECTOR_DIRECTLY 0
+#define VECTOR_BY_HELPER 1
+#define VECTOR_NEVER 2
+const volatile __u8 vector = VECTOR_DIRECTLY;
 const volatile __u32 abi = ABI;
 // Changed by user space after every change of the watched set, so that sockets decide anew. Begins at 1.
 volatile __u32 generation = 1;
@@ -395,6 +402,26 @@ static __always_inline const struct iovec *iovec_of(struct msghdr *msg)
 	return ((struct iov_iter___before_6_4 *)&msg->msg_iter)->iov;
 }
 
+// The first buffer of a vector; without address or length if it cannot be read.
+struct buffer {
+	void *base;
+	__u64 len;
+};
+
+static __always_inline void first_of(struct msghdr *msg, struct buffer *first)
+{
+	const struct iovec *iov = iovec_of(msg);
+
+	first->base = NULL;
+	first->len = 0;
+	if (vector == VECTOR_DIRECTLY) {
+		first->base = iov->iov_base;
+		first->len = iov->iov_len;
+	} else if (vector == VECTOR_BY_HELPER) {
+		bpf_probe_read_kernel(first, sizeof(*first), iov);
+	}
+}
+
 static __always_inline int sent(struct sock *sk, struct msghdr *msg)
 {
 	struct socket_state *st = state_of(sk, 1);
@@ -444,14 +471,20 @@ static __always_inline int sent(struct sock *sk, struct msghdr *msg)
 			base = msg->msg_iter.ubuf;
 			want = left;
 		} else {
-			const struct iovec *iov = iovec_of(msg);
+			struct buffer first;
 
-			base = iov->iov_base;
-			want = iov->iov_len - offset;
+			first_of(msg, &first);
+			base = first.base;
+			want = first.len > offset ? first.len - offset : 0;
 			if (want > left)
 				want = left;
 		}
-		base += offset;
+		// Where the verifier takes the address for a pointer of the kernel's, what is added to it must have a bound.
+		asm volatile("" : "+r"(offset));
+		if (offset < 1 << 28)
+			base += offset;
+		else
+			want = 0;
 		if (!st->turned || st->tls) {
 			if (want > 32)
 				want = 32;

@@ -129,6 +129,11 @@ impl ProbeError {
         )
     }
 
+    /// True if the kernel's verifier gave a reason.
+    pub(crate) const fn has_log(&self) -> bool {
+        matches!(self, Self::ProgramRefused { log, .. } if !log.is_empty())
+    }
+
     /// What to do about it, as a sentence without a full stop.
     #[must_use]
     pub fn remedy(&self) -> &'static str {

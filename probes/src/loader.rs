@@ -72,6 +72,22 @@ pub struct ProbeCounters {
     pub undecodable: u64,
 }
 
+/// How the programs read payload.
+#[derive(Clone, Copy, Debug)]
+struct Payload {
+    text: bool,
+    vector: Vector,
+}
+
+/// How they read the first element of a vector: `VECTOR_*` of the C file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Vector {
+    Directly = 0,
+    ByHelper = 1,
+    Never = 2,
+}
+
 /// The probes, loaded and attached. Dropping them detaches them.
 pub struct Probes {
     tier: ProbeTier,
@@ -106,15 +122,38 @@ impl Probes {
         Err(ProbeError::NoTier { refused })
     }
 
+    /// Loads one tier, with the best way of reading payload that its programs can have.
     fn load_tier(config: &ProbeConfig, btf: &Btf, tier: ProbeTier) -> Result<Self, ProbeError> {
+        let text = text_payload();
+        let mut refusal = None;
+        for vector in [Vector::Directly, Vector::ByHelper, Vector::Never] {
+            if text && vector == Vector::ByHelper {
+                continue;
+            }
+            match Self::load_with(config, btf, tier, Payload { text, vector }) {
+                Ok(probes) => return Ok(probes),
+                // The verifier spoke: of another program it may say something else.
+                Err(error @ ProbeError::ProgramRefused { .. }) if error.has_log() => {
+                    tracing::debug!(?vector, %error, "not loaded");
+                    refusal.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refusal.unwrap_or(ProbeError::NoSuchTier { tier }))
+    }
+
+    fn load_with(config: &ProbeConfig, btf: &Btf, tier: ProbeTier, payload: Payload) -> Result<Self, ProbeError> {
         let watch_all = u8::from(config.watch_all);
-        let text_payload = u8::from(text_payload());
+        let text_payload = u8::from(payload.text);
+        let vector = payload.vector as u8;
         let mut programs = EbpfLoader::new()
             .btf(Some(btf))
             .allow_unsupported_maps()
             .map_max_entries("ring", config.ring_bytes)
             .override_global("watch_all", &watch_all, true)
             .override_global("text_payload", &text_payload, true)
+            .override_global("vector", &vector, true)
             .load(OBJECT)
             .map_err(load_error)?;
         let ring = Ring::new(map(&mut programs, "ring")?, config.ring_bytes)?;

@@ -1,0 +1,63 @@
+//! Process 1 of a virtual machine: holds the conversations, says what was seen on the console, and ends the machine.
+
+use crate::record::{Told, tell};
+use meshdiff_model::ProbeTier;
+use nix::mount::{MsFlags, mount};
+
+/// Before every line of the report, which shares the console with the kernel.
+pub const MARK: &str = "meshdiff| ";
+/// The last line of the report.
+pub const DONE: &str = "done";
+/// On the kernel's command line: the tier to use instead of the best.
+pub const TIER: &str = "meshdiff.tier=";
+
+/// Runs the guest's part. Never returns: the machine ends with it.
+pub fn run() -> ! {
+    // A panic has been printed by then, without the mark; the host misses the last line and shows the console.
+    if std::panic::catch_unwind(report).is_ok() {
+        say(DONE);
+    }
+    // SAFETY: nothing is written anywhere in this machine. As qemu runs with -no-reboot, this ends it.
+    unsafe { libc::reboot(libc::RB_AUTOBOOT) };
+    // Process 1 must not return.
+    loop {
+        std::thread::park();
+    }
+}
+
+fn report() {
+    for (kind, at) in [("proc", "/proc"), ("sysfs", "/sys"), ("securityfs", "/sys/kernel/security")] {
+        mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>)
+            .unwrap_or_else(|e| panic!("cannot mount {at}: {e}"));
+    }
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    say(&format!("kernel {}", read("/proc/sys/kernel/osrelease").trim()));
+    say(&format!("lockdown {}", read("/sys/kernel/security/lockdown").trim()));
+    let command_line = read("/proc/cmdline");
+    let wanted = command_line.split_whitespace().find_map(|word| word.strip_prefix(TIER));
+    let wanted = wanted.map(|name| tier(name).unwrap_or_else(|| panic!("there is no tier {name}")));
+    match tell(wanted) {
+        Ok(told) => say_told(&told),
+        Err(error) => say(&format!("error {}", error.to_string().replace('\n', " / "))),
+    }
+}
+
+fn say_told(told: &Told) {
+    say(&format!("tier {}", told.tier.as_str()));
+    for refusal in &told.refused {
+        say(&format!("refused {}", refusal.replace('\n', " / ")));
+    }
+    for line in told.log.lines() {
+        say(&format!("log {line}"));
+    }
+}
+
+fn say(line: &str) {
+    println!("{MARK}{line}");
+}
+
+/// A tier by its name.
+#[must_use]
+pub fn tier(name: &str) -> Option<ProbeTier> {
+    meshdiff_probes::TIERS.into_iter().find(|tier| tier.as_str() == name)
+}
