@@ -9,5 +9,5 @@ case "${CARGO_PKG_NAME:-}/${1##*/}" in
     meshdiff-e2e/* | meshdiff-lab/privileged-*) phase=alone ;;
 esac
 [ "${phase}" = "${MESHDIFF_TEST_PHASE:-together}" ] || exit 0
-[ "${phase}" = together ] || echo "     Running ${CARGO_PKG_NAME}: ${1##*/}"
+[ "${phase}" = together ] || echo "---- ${CARGO_PKG_NAME}: ${1##*/}"
 exec "$@"

@@ -6,7 +6,7 @@ use meshdiff_analyzer::{AttributedRequest, attribute_all, select};
 use meshdiff_capture::{Capture, CaptureData};
 use meshdiff_discovery::{Owners, service_of_cluster};
 use meshdiff_graph::{Directory, HopInput, MeshGraph};
-use meshdiff_model::{HopProtocol, MonotonicNs, NodeId, WallTime, Workload, WorkloadSource};
+use meshdiff_model::{HopProtocol, MonotonicNs, NodeId, ProbeTier, WallTime, Workload, WorkloadSource};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -150,7 +150,7 @@ fn empty(path: &std::path::Path, data: &CaptureData) -> String {
              the endpoint that was recorded, and that there was traffic",
         );
     }
-    if data.messages.is_empty() {
+    if data.messages.is_empty() && data.meta.probes.tier != ProbeTier::None {
         text.push_str(". The probes saw no message either");
     }
     for warning in data.warnings() {

@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Print one line of JSON for each request that a client sent
     Requests(RequestsArgs),
+    /// Say what this machine allows, and what to do about what it does not
+    Check(CheckArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -122,6 +124,20 @@ pub(crate) struct RequestsArgs {
     /// Also print sockets and all instants of each request
     #[arg(long)]
     pub(crate) instants: bool,
+}
+
+/// Say what this machine allows, and what to do about what it does not.
+///
+/// Tries each kind of probes by loading it, looks for the network namespaces that `record` would watch, and for whether the access
+/// log endpoint's port is free. Ends with 0 if `record` would work with probes, with 1 if not.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Address that `record` would use for its access log endpoint
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:9901")]
+    pub(crate) als_listen: SocketAddr,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

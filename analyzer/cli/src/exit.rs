@@ -12,6 +12,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// There is too little data to say anything: never reported as a pass.
     TooLittleData(String),
+    /// The answer that was asked for is no, and has been given.
+    Answered,
     /// Whoever read our output has gone: not worth a word.
     BrokenPipe,
 }
@@ -32,6 +34,7 @@ impl Failure {
                 eprintln!("meshdiff: {text}");
                 ExitCode::from(4)
             }
+            Self::Answered => ExitCode::from(1),
             Self::BrokenPipe => ExitCode::SUCCESS,
         }
     }

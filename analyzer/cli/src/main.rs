@@ -5,6 +5,7 @@
 
 mod analysis;
 mod args;
+mod check;
 mod exit;
 mod record;
 mod report;
@@ -12,6 +13,7 @@ mod report;
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
 use exit::Failure;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -23,8 +25,14 @@ fn main() -> ExitCode {
         2 => "debug",
         _ => "trace",
     };
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let filter = EnvFilter::try_from_env("MESHDIFF_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(cli.verbose > 1).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .with_target(cli.verbose > 1)
+        .init();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
@@ -36,6 +44,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Record(args) => record::run(&args.try_into()?),
         Command::Report(args) => report::report(&args),
         Command::Requests(args) => report::requests(&args),
+        Command::Check(args) => check::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "meshdiff", &mut std::io::stdout());
             Ok(())

@@ -4,7 +4,7 @@ use super::options::Options;
 use super::store::Item;
 use crate::exit::Failure;
 use anyhow::Context;
-use meshdiff_capture::{EventCounts, WatchReason, WatchedNetns};
+use meshdiff_capture::{EventCounts, TierRefusal, WatchReason, WatchedNetns};
 use meshdiff_discovery::{NetnsScanner, Selection, Watched, Why};
 use meshdiff_model::{Message, ProbeStats, ProbeTier, Socket, SocketEvent};
 use meshdiff_probes::{Assembler, Limits, NamespaceFilter, ProbeConfig, Probes, RawKind, Sink, monotonic_now};
@@ -64,6 +64,12 @@ impl KernelSide {
 
     pub(crate) fn tier(&self) -> ProbeTier {
         self.probes.tier()
+    }
+
+    /// Better kinds of probes that the kernel refused.
+    pub(crate) fn refused(&self) -> Vec<TierRefusal> {
+        let refused = self.probes.refused().iter();
+        refused.map(|(tier, error)| TierRefusal { tier: *tier, reason: error.to_string() }).collect()
     }
 
     /// The namespaces that are watched from the start.

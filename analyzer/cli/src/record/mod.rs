@@ -51,6 +51,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     meta.probes.tier = kernel.as_ref().map_or(ProbeTier::None, KernelSide::tier);
     if let Some(kernel) = &kernel {
         meta.watched_netns = kernel.watched();
+        meta.probes.refused = kernel.refused();
     }
     let existing = if options.force { Existing::ReplaceCapture } else { Existing::Refuse };
     let mut writer_options = WriterOptions { existing, raw: options.raw, ..WriterOptions::default() };
@@ -99,6 +100,8 @@ async fn session(
             _ = terminate.recv() => break "terminated",
             _ = second.tick() => {
                 progress.show();
+                // Without it, what came last before a silence would not be made to survive a kill. A full channel needs none.
+                let _: Result<_, _> = to_store.try_send(Item::Tick);
                 if store.is_finished() {
                     break "failed";
                 }

@@ -24,6 +24,8 @@ pub(crate) enum Item {
     AccessLogs(AlsBatch),
     Watched(WatchedNetns),
     KernelProgress(KernelEnd),
+    /// Time has passed.
+    Tick,
     /// The recording is over: nothing else comes.
     End {
         at: ClockSample,
@@ -120,6 +122,7 @@ impl Store {
                     self.counters.namespaces.fetch_add(1, Relaxed);
                 }
                 Item::KernelProgress(progress) => self.kernel(progress),
+                Item::Tick => {}
                 Item::End { at, als, kernel } => {
                     self.meta.end = Some(at);
                     tally::als(&mut self.meta.als, &als, self.kept_http, self.kept_tcp);

@@ -1,0 +1,6 @@
+//! The binary as its users meet it: what it says, its exit codes, and what it leaves behind.
+
+mod errors;
+mod fixture;
+mod recording;
+mod support;
