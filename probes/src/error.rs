@@ -151,7 +151,7 @@ impl ProbeError {
             Self::ProgramRefused { errno, log, .. }
                 if log.is_empty() && errno.kind() == io::ErrorKind::PermissionDenied =>
             {
-                "let seccomp, the LSM or the hypervisor allow it (a privileged container may), or rely on another kind"
+                "allow it in the seccomp profile, the LSM or the hypervisor, or rely on another kind"
             }
             Self::AttachRefused { .. } => {
                 "use a kernel that is built with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (arm64: Linux 6.4 or later)"

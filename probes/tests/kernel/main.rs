@@ -2,8 +2,8 @@
 
 mod support;
 
-use meshdiff_model::{Content, Direction, SeqNo, SocketCookie};
-use meshdiff_probes::{ProbeConfig, ProbeError, Probes};
+use meshdiff_model::{Content, Direction, ProbeTier, SeqNo, SocketCookie};
+use meshdiff_probes::{ProbeConfig, ProbeError, Probes, TIERS};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use support::{DEADLINE, Recording, connection, cookie, covering, in_new_netns, privileged, send_file};
@@ -99,6 +99,21 @@ fn a_conversation_is_told_as_it_was() {
         assert_eq!(responses[3].sends.len(), 1, "{:?}", responses[3].sends);
         assert_eq!(responses[3].seq.len() as usize, BIG);
     });
+}
+
+#[test]
+fn a_kind_of_probes_that_is_refused_is_passed_over_and_said() {
+    if !privileged("a_kind_of_probes_that_is_refused_is_passed_over_and_said") {
+        return;
+    }
+    let mut tiers = vec![ProbeTier::Kprobe];
+    let alone = Probes::load(&ProbeConfig { tiers: tiers.clone(), ..config() }).map(|_| ());
+    assert!(matches!(&alone, Err(ProbeError::NoTier { refused }) if refused.len() == 1), "{alone:?}");
+    tiers.extend(TIERS);
+    let probes = Probes::load(&ProbeConfig { tiers, ..config() }).unwrap_or_else(|e| panic!("{e}"));
+    assert!(TIERS.contains(&probes.tier()));
+    let (first, why) = &probes.refused()[0];
+    assert_eq!((*first, why.to_string().as_str()), (ProbeTier::Kprobe, "there are no kprobe probes"));
 }
 
 #[test]
