@@ -46,5 +46,5 @@ fixtures: ## Record the capture in tests/fixtures/ anew (root)
 	@tests/fixtures/record.sh
 
 .PHONY: picture
-picture: ## Make the README's picture of the report anew (root)
+picture: ## Make the README's picture of the report anew, from the recorded capture
 	@reports/docs/picture.sh

@@ -75,3 +75,7 @@ fi
 if [ "$1" = all ] || [ "$1" = demo ]; then
     "${root}/tests/lab/setup.sh" >/dev/null
 fi
+# Other kernels, in virtual machines.
+if [ "$1" = all ]; then
+    "${root}/tests/kernels/setup.sh"
+fi
