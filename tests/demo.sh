@@ -22,7 +22,7 @@ said() {
 import json, sys
 place = json.load(open(sys.argv[1]))["verdict"]["places"][0]
 where = {"network": "on the network to"}.get(place["kind"], f"in the {place['kind']} of")
-print(f"{place['meanNs'] / 1e6:.1f} ms of every request, more than anywhere else, {where} {place['workload']['workload']}")
+print(f"{place['meanNs'] / 1e6:.1f} ms of a request on average, more than anywhere else, {where} {place['workload']['workload']}")
 PY
 }
 
@@ -30,6 +30,7 @@ from_fixture() {
     say "$1"
     say "So this reports from ${fixture}, recorded from the lab on another day. No mesh runs here now."
     say ""
+    tests/setup.sh build
     cargo build --quiet --locked -p meshdiff
     rm -rf "${out}"
     mkdir -p "${out}"

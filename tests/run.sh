@@ -32,7 +32,7 @@ phase() {
 
 lint() {
     phase "formatting" cargo fmt --all --check || true
-    phase "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings || true
+    phase "clippy" cargo clippy --workspace --all-targets --locked --keep-going -- -D warnings || true
 }
 
 # One build of the whole workspace, so that everything is compiled once: cargo resolves features for the packages it

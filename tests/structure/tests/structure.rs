@@ -85,7 +85,7 @@ fn folder(package: &Package) -> &str {
     package.folder.as_deref().expect("a member")
 }
 
-fn named<'a>(package: &'a Package, uses: Use) -> impl Iterator<Item = &'a str> {
+fn named(package: &Package, uses: Use) -> impl Iterator<Item = &str> {
     package.uses.iter().filter(move |(_, u)| *u == uses).map(|(name, _)| name.as_str())
 }
 
