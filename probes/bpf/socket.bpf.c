@@ -17,6 +17,7 @@
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 #define MSG_PEEK 2
+#define TLS_HEADER 5 // bytes
 
 // include/net/tcp_states.h; kernel ABI by way of the inet_sock_set_state tracepoint.
 #define TCP_ESTABLISHED 1
@@ -201,7 +202,7 @@ struct {
 
 // Watch every namespace. Set before loading.
 const volatile __u8 watch_all = 0;
-// Read payload as text that ends at its first zero byte, by way of bpf_snprintf. Set where the loader would not leave
+// Read payload as text, by way of bpf_snprintf. Set where the loader would not leave
 // bpf_probe_read_user as it is (see text_payload in src/loader.rs).
 const volatile __u8 text_payload = 0;
 static const char text_format[] = "%pus";
@@ -349,6 +350,38 @@ static __always_inline void emit(struct socket_state *st, struct tcp_sock *tp, _
 	count(COUNT_EMITTED);
 }
 
+// Reads payload as text, and says how many bytes are known. Text ends at a zero byte; in the header of a TLS record there
+// can be two (of its length), and reading goes on behind them.
+static __always_inline __u64 text_of(__u8 *to, const __u64 size, void *base)
+{
+	__u64 from = (__u64)base, end;
+	long length = bpf_snprintf((char *)to, size, text_format, &from, sizeof(from)) - 1;
+	int i;
+
+	if (length <= 0)
+		return 0;
+	if (length >= (long)size - 1)
+		return size - 1;
+	end = length;
+	for (i = 0; i < 2; i++) {
+		if (end >= TLS_HEADER)
+			break;
+		// The zero byte that ended the text is in its place already.
+		end++;
+		asm volatile("" : "+r"(end));
+		if (end >= TLS_HEADER)
+			break;
+		from = (__u64)base + end;
+		length = bpf_snprintf((char *)to + end, size - TLS_HEADER, text_format, &from, sizeof(from)) - 1;
+		if (length < 0)
+			break;
+		if (length > (long)size - TLS_HEADER - 1)
+			length = (long)size - TLS_HEADER - 1;
+		end += length;
+	}
+	return end;
+}
+
 // One send with up to SIZE bytes of its payload. The size must be a constant for the verifier: hence the classes.
 #define EMIT_SEND(SIZE)                                                                                               \
 	do {                                                                                                          \
@@ -373,12 +406,9 @@ static __always_inline void emit(struct socket_state *st, struct tcp_sock *tp, _
 		r->head.aux = left;                                                                                   \
 		r->head.srtt_us = tp->srtt_us;                                                                        \
 		if (text_payload) {                                                                                   \
-			__u64 text = (__u64)base;                                                                     \
-			long length = bpf_snprintf((char *)r->prefix, SIZE, text_format, &text, sizeof(text)) - 1;    \
+			__u64 known = text_of(r->prefix, SIZE, base);                                                 \
                                                                                                                       \
-			if (length > SIZE - 1)                                                                        \
-				length = SIZE - 1;                                                                    \
-			r->head.prefix_len = length < 0 ? 0 : length < (long)n ? length : n;                          \
+			r->head.prefix_len = known < n ? known : n;                                                   \
 		} else if (bpf_probe_read_user(r->prefix, n, base) == 0) {                                            \
 			r->head.prefix_len = n;                                                                       \
 		}                                                                                                     \

@@ -283,7 +283,8 @@ fn map(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, ProbeE
     })
 }
 
-/// True if payload can be read as text only: up to its first zero byte, which is enough for the heads of HTTP/1.
+/// True if payload can be read as text only: up to its first zero byte behind the header of a TLS record, which is enough for that
+/// and for the heads of HTTP/1.
 ///
 /// Kernel lockdown at its level `confidentiality` forbids `bpf_probe_read_kernel` and leaves `bpf_probe_read_user` alone. But where
 /// the former does not load, aya takes the kernel for one from before 5.5 and turns the latter into `bpf_probe_read`

@@ -189,8 +189,7 @@ fn lockdown(file: Option<&str>) -> Answer {
         Some("none") | None => Answer::good(NAME, "none"),
         Some("confidentiality") => Answer::note(
             NAME,
-            "confidentiality: probes work, but payload is read up to its first zero byte only, so that HTTP/1 is recognised and \
-             TLS is not",
+            "confidentiality: probes work; they recognise HTTP/1 and TLS, but not in vectored sends on Linux 6.4 to 6.16",
             "boot with lockdown=integrity if that matters",
         ),
         Some(level) => Answer::good(NAME, format!("{level}: does not concern the probes")),
