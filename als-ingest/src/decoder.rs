@@ -1,6 +1,6 @@
 //! From the bytes of one stream to batches of entries.
 
-use crate::proto::{EntryDecoder, InvalidField, entries, proxy_from_identifier, scan, unknown_proxy};
+use crate::proto::{EntryDecoder, InvalidField, ProstDecoder, entries, proxy_from_identifier, scan, unknown_proxy};
 use crate::stats::{AlsStats, Counters, Tally};
 use meshdiff_model::{HopSide, Proxy};
 use std::net::IpAddr;
@@ -50,12 +50,17 @@ impl Identity {
 /// Decodes the entries of one stream's messages.
 #[derive(Debug)]
 pub(crate) struct MessageDecoder {
-    strings: EntryDecoder,
+    decoder: EntryDecoder,
+    oracle: Option<ProstDecoder>,
 }
 
 impl MessageDecoder {
     pub(crate) fn new() -> Self {
-        Self { strings: EntryDecoder::new() }
+        Self { decoder: EntryDecoder::new(), oracle: None }
+    }
+
+    fn oracle() -> Self {
+        Self { decoder: EntryDecoder::new(), oracle: Some(ProstDecoder::new()) }
     }
 
     /// Decodes the entries of a message that the scanner accepted.
@@ -63,10 +68,12 @@ impl MessageDecoder {
         // An entry takes at least two bytes, so `count` is bounded by the message; yet a hop is hundreds of times as large.
         let mut hops = Vec::with_capacity(count.min(message.len() / 64 + 1));
         for (kind, bytes) in entries(message) {
-            match self.strings.decode(kind, bytes, &from.proxy, tally) {
-                Ok(Some(hop)) => hops.push(hop),
-                Ok(None) => {}
-                Err(invalid) => tally.entry(invalid),
+            let decoded = match &mut self.oracle {
+                None => self.decoder.decode(kind, bytes, &from.proxy, &mut hops, tally),
+                Some(prost) => prost.decode(kind, bytes, &from.proxy, tally).map(|hop| hops.extend(hop)),
+            };
+            if let Err(invalid) = decoded {
+                tally.entry(invalid);
             }
         }
         tally.kept += hops.len() as u64;
@@ -91,12 +98,18 @@ impl StreamDecoder {
     /// A decoder for a stream from this address.
     #[must_use]
     pub fn new(peer: Option<IpAddr>) -> Self {
-        Self {
-            identity: Identity::unknown(peer),
-            announced: None,
-            messages: MessageDecoder::new(),
-            counters: Counters::default(),
-        }
+        Self::with(MessageDecoder::new(), peer)
+    }
+
+    /// A decoder that builds prost's messages on its way, as the tests' oracle and to be measured against.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn oracle(peer: Option<IpAddr>) -> Self {
+        Self::with(MessageDecoder::oracle(), peer)
+    }
+
+    fn with(messages: MessageDecoder, peer: Option<IpAddr>) -> Self {
+        Self { identity: Identity::unknown(peer), announced: None, messages, counters: Counters::default() }
     }
 
     /// Decodes one message. What is malformed is counted in [`stats`](Self::stats) and survived.

@@ -3,31 +3,63 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+/// Strings that the fast table holds.
+const RECENT: usize = 64;
+
 /// A bounded table of strings. When it is full it starts over: what repeats is back after one round, and what does not
 /// repeat (hostile or random values) cannot grow it.
+///
+/// Before it stands a smaller one that finds most strings without hashing them whole: where each has one place only, strings that are made
+/// to collide cost no more than the hash that they would have cost without it.
 #[derive(Debug)]
 pub(crate) struct Interner {
+    recent: Box<[Option<Arc<str>>; RECENT]>,
     seen: HashSet<Arc<str>>,
     limit: usize,
 }
 
 impl Interner {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { seen: HashSet::new(), limit }
+        Self { recent: Box::new([const { None }; RECENT]), seen: HashSet::new(), limit }
     }
 
     /// The one copy of `text`.
     pub(crate) fn intern(&mut self, text: &str) -> Arc<str> {
+        let place = place(text.as_bytes());
+        match &self.recent[place] {
+            Some(known) if **known == *text => Arc::clone(known),
+            _ => {
+                let copy = self.find(text);
+                self.recent[place] = Some(Arc::clone(&copy));
+                copy
+            }
+        }
+    }
+
+    fn find(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.seen.get(text) {
             return Arc::clone(known);
         }
         if self.seen.len() >= self.limit {
             self.seen.clear();
+            // Else a string could be in both tables, and not be the same.
+            self.recent.fill(None);
         }
         let new: Arc<str> = text.into();
         self.seen.insert(Arc::clone(&new));
         new
     }
+}
+
+/// Where in the fast table a string goes, by its length and its ends.
+fn place(text: &[u8]) -> usize {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let ends = match (text.first_chunk(), text.last_chunk()) {
+        (Some(&first), Some(&last)) => u64::from_le_bytes(first).rotate_left(25) ^ u64::from_le_bytes(last),
+        _ => text.iter().fold(0, |all, &byte| all << 8 | u64::from(byte)),
+    };
+    let mixed = (ends ^ text.len() as u64).wrapping_mul(ODD);
+    (mixed >> 58) as usize
 }
 
 /// The first `max` bytes of `text`, or a few less where that would cut a character.
@@ -47,8 +79,20 @@ mod tests {
         for n in 0..100 {
             names.intern(&n.to_string());
             assert!(names.seen.len() <= 2);
+            assert!(names.recent.iter().flatten().count() <= 2);
         }
         assert_eq!(&*names.intern("a"), "a");
+    }
+
+    #[test]
+    fn strings_with_the_same_place_are_told_apart() {
+        let mut names = Interner::new(1_000);
+        let texts: Vec<String> = (0..700).map(|n| format!("the same {n:03} at both ends")).collect();
+        let first: Vec<Arc<str>> = texts.iter().map(|text| names.intern(text)).collect();
+        for (text, first) in texts.iter().zip(&first) {
+            assert_eq!(**text, **first);
+            assert!(Arc::ptr_eq(first, &names.intern(text)));
+        }
     }
 
     #[test]

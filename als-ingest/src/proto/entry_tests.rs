@@ -1,10 +1,14 @@
 use super::*;
 use crate::proto::unknown_proxy;
-use envoy_types::pb::envoy::config::core::v3::{Pipe, SocketAddress, address, socket_address::PortSpecifier};
-use envoy_types::pb::envoy::data::accesslog::v3::{ConnectionProperties, ResponseFlags, TlsProperties};
+use envoy_types::pb::envoy::config::core::v3::{Address, Pipe, SocketAddress, address, socket_address::PortSpecifier};
+use envoy_types::pb::envoy::data::accesslog::v3::{
+    AccessLogCommon, ConnectionProperties, HttpAccessLogEntry, HttpRequestProperties, HttpResponseProperties,
+    ResponseFlags, TcpAccessLogEntry, TlsProperties,
+};
 use envoy_types::pb::google::protobuf::{Timestamp, UInt32Value};
 use meshdiff_model::{NodeId, ProxyKind, Side, WallTime};
 use proptest::prelude::*;
+use prost::Message as _;
 
 fn addr(ip: &str, port: u32) -> Option<Address> {
     let socket = SocketAddress {
@@ -78,8 +82,21 @@ fn sidecar() -> Proxy {
 
 fn decode(entry: &HttpAccessLogEntry) -> (Result<Option<HopSide>, InvalidEntry>, Tally) {
     let mut tally = Tally::default();
-    let hop = EntryDecoder::new().decode(EntryKind::Http, &entry.encode_to_vec(), &sidecar(), &mut tally);
+    let hop = one(&mut EntryDecoder::new(), EntryKind::Http, &entry.encode_to_vec(), &mut tally);
     (hop, tally)
+}
+
+/// Decodes one entry alone.
+fn one(
+    decoder: &mut EntryDecoder,
+    kind: EntryKind,
+    bytes: &[u8],
+    tally: &mut Tally,
+) -> Result<Option<HopSide>, InvalidEntry> {
+    let mut hops = Vec::new();
+    decoder.decode(kind, bytes, &sidecar(), &mut hops, tally)?;
+    assert!(hops.len() <= 1);
+    Ok(hops.pop())
 }
 
 fn kept(entry: &HttpAccessLogEntry) -> (HopSide, Tally) {
@@ -141,7 +158,7 @@ fn a_tcp_entry() {
         connection_properties: Some(ConnectionProperties { received_bytes: 5, sent_bytes: 6 }),
     };
     let mut tally = Tally::default();
-    let hop = EntryDecoder::new().decode(EntryKind::Tcp, &entry.encode_to_vec(), &sidecar(), &mut tally);
+    let hop = one(&mut EntryDecoder::new(), EntryKind::Tcp, &entry.encode_to_vec(), &mut tally);
     let hop = hop.expect("valid").expect("terminal");
     assert_eq!(hop.protocol, HopProtocol::Tcp);
     assert_eq!((hop.request_body_bytes, hop.response_body_bytes), (5, 6));
@@ -182,7 +199,7 @@ fn entries_that_cannot_be_used() {
     // Field 5 of `request`, with a byte that is no UTF-8.
     let mut tally = Tally::default();
     let bytes = [0x1a, 3, 0x2a, 1, 0xff];
-    let hop = EntryDecoder::new().decode(EntryKind::Http, &bytes, &sidecar(), &mut tally);
+    let hop = one(&mut EntryDecoder::new(), EntryKind::Http, &bytes, &mut tally);
     assert_eq!(hop, Err(InvalidEntry::Undecodable));
 }
 
@@ -266,8 +283,8 @@ fn only_terminal_entries_are_kept_and_the_others_counted_by_type() {
 fn strings_that_repeat_are_kept_once() {
     let (mut decoder, mut tally) = (EntryDecoder::new(), Tally::default());
     let bytes = http().encode_to_vec();
-    let mut one = || decoder.decode(EntryKind::Http, &bytes, &sidecar(), &mut tally).expect("valid").expect("terminal");
-    let (a, b) = (one(), one());
+    let mut next = || one(&mut decoder, EntryKind::Http, &bytes, &mut tally).expect("valid").expect("terminal");
+    let (a, b) = (next(), next());
     for (a, b) in [(a.upstream_cluster, b.upstream_cluster), (a.path, b.path), (a.method, b.method)] {
         assert!(Arc::ptr_eq(&a.expect("set"), &b.expect("set")));
     }
@@ -283,7 +300,7 @@ proptest! {
             bytes[at] = byte;
         }
         let mut tally = Tally::default();
-        let hop = EntryDecoder::new().decode(EntryKind::Http, &bytes, &sidecar(), &mut tally);
+        let hop = one(&mut EntryDecoder::new(), EntryKind::Http, &bytes, &mut tally);
         if let Ok(Some(hop)) = hop {
             prop_assert!(hop.path.is_none_or(|p| p.len() <= MAX_PATH));
             prop_assert!(hop.timings.extent().is_none_or(|d| !d.is_negative()));

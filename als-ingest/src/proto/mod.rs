@@ -1,15 +1,23 @@
 //! Envoy's wire types, and their conversion into the model: they go no further than this module.
+//!
+//! Entries, of which there are many, are read from their bytes ([`reader`], [`view`]) and never become prost's messages;
+//! an identifier, which comes once a stream, does. prost remains as the [`oracle`] of the tests.
 
 mod address;
 mod entry;
 mod flags;
 mod node;
+mod oracle;
+mod reader;
+mod schema;
 mod side;
 mod time;
+mod view;
 mod wire;
 
 pub(crate) use entry::{EntryDecoder, LogType};
 pub(crate) use node::{proxy_from_identifier, unknown_proxy};
+pub(crate) use oracle::ProstDecoder;
 pub(crate) use wire::{EntryKind, entries, scan};
 
 use crate::stats::counted;

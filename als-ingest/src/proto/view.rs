@@ -1,0 +1,374 @@
+//! The fields of an entry that become a [`HopSide`](meshdiff_model::HopSide), borrowed from the message's bytes.
+//!
+//! As protobuf has it: of a field that comes twice the last value stands, a message that comes twice is merged with what came before it,
+//! and a member of a `oneof` replaces another member.
+
+use super::reader::{Key, Reader, Undecodable};
+use super::schema::{self, Schema};
+use super::{InvalidField, address};
+use envoy_types::pb::google::protobuf::{Duration, Timestamp};
+use std::net::SocketAddr;
+
+/// A message of which some fields are kept.
+pub(super) trait Message<'a>: Default {
+    /// Takes one field.
+    ///
+    /// # Errors
+    /// If prost would refuse it.
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable>;
+
+    /// Takes all fields of another occurrence.
+    ///
+    /// # Errors
+    /// If prost would refuse one of them.
+    #[inline]
+    fn merge(&mut self, mut reader: Reader<'a>) -> Result<(), Undecodable> {
+        while let Some(key) = reader.key()? {
+            self.field(key, &mut reader)?;
+        }
+        Ok(())
+    }
+}
+
+/// `HTTPAccessLogEntry`. An absent request or response is an empty one.
+#[derive(Debug, Default)]
+pub(super) struct Http<'a> {
+    pub(super) common: Option<Common<'a>>,
+    pub(super) protocol_version: i32,
+    pub(super) request: Request<'a>,
+    pub(super) response: Response<'a>,
+}
+
+impl<'a> Message<'a> for Http<'a> {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => merge_optional(&mut self.common, key, reader),
+            2 => reader.int32(key).map(|v| self.protocol_version = v),
+            3 => self.request.merge(reader.message(key)?),
+            4 => self.response.merge(reader.message(key)?),
+            _ => reader.skip(key),
+        }
+    }
+}
+
+/// `TCPAccessLogEntry`. Absent connection properties are empty ones.
+#[derive(Debug, Default)]
+pub(super) struct Tcp<'a> {
+    pub(super) common: Option<Common<'a>>,
+    pub(super) connection: Connection,
+}
+
+impl<'a> Message<'a> for Tcp<'a> {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => merge_optional(&mut self.common, key, reader),
+            2 => self.connection.merge(reader.message(key)?),
+            _ => reader.skip(key),
+        }
+    }
+}
+
+/// `ConnectionProperties`.
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+}
+
+impl Message<'_> for Connection {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => reader.integer(key).map(|v| self.received_bytes = v),
+            2 => reader.integer(key).map(|v| self.sent_bytes = v),
+            _ => reader.skip(key),
+        }
+    }
+}
+
+/// `AccessLogCommon`.
+#[derive(Debug, Default)]
+pub(super) struct Common<'a> {
+    pub(super) downstream_remote_address: Option<Address<'a>>,
+    pub(super) downstream_local_address: Option<Address<'a>>,
+    pub(super) downstream_direct_remote_address: Option<Address<'a>>,
+    pub(super) upstream_remote_address: Option<Address<'a>>,
+    pub(super) upstream_local_address: Option<Address<'a>>,
+    pub(super) tls_properties: Option<Tls<'a>>,
+    pub(super) start_time: Option<Timestamp>,
+    pub(super) time_to_last_rx_byte: Option<Duration>,
+    pub(super) time_to_first_upstream_tx_byte: Option<Duration>,
+    pub(super) time_to_last_upstream_tx_byte: Option<Duration>,
+    pub(super) time_to_first_upstream_rx_byte: Option<Duration>,
+    pub(super) time_to_last_upstream_rx_byte: Option<Duration>,
+    pub(super) time_to_first_downstream_tx_byte: Option<Duration>,
+    pub(super) time_to_last_downstream_tx_byte: Option<Duration>,
+    pub(super) duration: Option<Duration>,
+    pub(super) upstream_cluster: &'a str,
+    pub(super) route_name: &'a str,
+    pub(super) stream_id: &'a str,
+    pub(super) response_flags: Flags,
+    pub(super) upstream_request_attempt_count: u32,
+    pub(super) intermediate_log_entry: bool,
+    pub(super) access_log_type: i32,
+}
+
+impl<'a> Message<'a> for Common<'a> {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            2 => merge_optional(&mut self.downstream_remote_address, key, reader),
+            3 => merge_optional(&mut self.downstream_local_address, key, reader),
+            4 => merge_optional(&mut self.tls_properties, key, reader),
+            5 => merge_optional(&mut self.start_time, key, reader),
+            6 => merge_optional(&mut self.time_to_last_rx_byte, key, reader),
+            7 => merge_optional(&mut self.time_to_first_upstream_tx_byte, key, reader),
+            8 => merge_optional(&mut self.time_to_last_upstream_tx_byte, key, reader),
+            9 => merge_optional(&mut self.time_to_first_upstream_rx_byte, key, reader),
+            10 => merge_optional(&mut self.time_to_last_upstream_rx_byte, key, reader),
+            11 => merge_optional(&mut self.time_to_first_downstream_tx_byte, key, reader),
+            12 => merge_optional(&mut self.time_to_last_downstream_tx_byte, key, reader),
+            13 => merge_optional(&mut self.upstream_remote_address, key, reader),
+            14 => merge_optional(&mut self.upstream_local_address, key, reader),
+            15 => reader.string(key).map(|v| self.upstream_cluster = v),
+            16 => self.response_flags.merge(reader.message(key)?),
+            19 => reader.string(key).map(|v| self.route_name = v),
+            20 => merge_optional(&mut self.downstream_direct_remote_address, key, reader),
+            23 => merge_optional(&mut self.duration, key, reader),
+            24 => reader.uint32(key).map(|v| self.upstream_request_attempt_count = v),
+            26 => reader.string(key).map(|v| self.stream_id = v),
+            27 => reader.integer(key).map(|v| self.intermediate_log_entry = v != 0),
+            33 => reader.int32(key).map(|v| self.access_log_type = v),
+            _ => schema::COMMON.check(key, reader),
+        }
+    }
+}
+
+/// `Duration`, as prost has it: it needs no allocation either.
+impl Message<'_> for Duration {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
+        seconds_and_nanos(key, reader, &mut self.seconds, &mut self.nanos)
+    }
+}
+
+/// `Timestamp`, likewise.
+impl Message<'_> for Timestamp {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
+        seconds_and_nanos(key, reader, &mut self.seconds, &mut self.nanos)
+    }
+}
+
+#[inline(always)]
+fn seconds_and_nanos(key: Key, reader: &mut Reader<'_>, seconds: &mut i64, nanos: &mut i32) -> Result<(), Undecodable> {
+    match key.number {
+        1 => reader.integer(key).map(|v| *seconds = v.cast_signed()),
+        2 => reader.int32(key).map(|v| *nanos = v),
+        _ => reader.skip(key),
+    }
+}
+
+/// `TLSProperties`.
+#[derive(Debug, Default)]
+pub(super) struct Tls<'a> {
+    pub(super) tls_sni_hostname: &'a str,
+}
+
+impl<'a> Message<'a> for Tls<'a> {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            3 => reader.string(key).map(|v| self.tls_sni_hostname = v),
+            _ => schema::TLS.check(key, reader),
+        }
+    }
+}
+
+/// `ResponseFlags`: bit *n* is the field with number *n*.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flags(pub(super) u32);
+
+impl Message<'_> for Flags {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
+        let set = match key.number {
+            // `unauthorized_details`, a message: it is set by being there.
+            13 => {
+                schema::INTEGER.check_all(reader.message(key)?)?;
+                true
+            }
+            1..=28 => reader.integer(key)? != 0,
+            _ => return reader.skip(key),
+        };
+        let bit = 1 << key.number;
+        self.0 = if set { self.0 | bit } else { self.0 & !bit };
+        Ok(())
+    }
+}
+
+/// `HTTPRequestProperties`.
+#[derive(Debug, Default)]
+pub(super) struct Request<'a> {
+    pub(super) request_method: i32,
+    pub(super) authority: &'a str,
+    pub(super) path: &'a str,
+    pub(super) request_id: &'a str,
+    pub(super) request_body_bytes: u64,
+}
+
+impl<'a> Message<'a> for Request<'a> {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => reader.int32(key).map(|v| self.request_method = v),
+            3 => reader.string(key).map(|v| self.authority = v),
+            5 => reader.string(key).map(|v| self.path = v),
+            9 => reader.string(key).map(|v| self.request_id = v),
+            12 => reader.integer(key).map(|v| self.request_body_bytes = v),
+            _ => schema::REQUEST.check(key, reader),
+        }
+    }
+}
+
+/// `HTTPResponseProperties`.
+#[derive(Debug, Default)]
+pub(super) struct Response<'a> {
+    /// An absent code is 0, which Envoy says itself where no response began.
+    pub(super) response_code: Code,
+    pub(super) response_code_details: &'a str,
+    pub(super) response_body_bytes: u64,
+}
+
+impl<'a> Message<'a> for Response<'a> {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => self.response_code.merge(reader.message(key)?),
+            3 => reader.integer(key).map(|v| self.response_body_bytes = v),
+            6 => reader.string(key).map(|v| self.response_code_details = v),
+            _ => schema::RESPONSE.check(key, reader),
+        }
+    }
+}
+
+/// `UInt32Value`.
+#[derive(Debug, Default)]
+pub(super) struct Code(pub(super) u32);
+
+impl Message<'_> for Code {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => reader.uint32(key).map(|v| self.0 = v),
+            _ => reader.skip(key),
+        }
+    }
+}
+
+/// `core.v3.Address`.
+#[derive(Debug, Default)]
+pub(super) enum Address<'a> {
+    /// No member of the oneof, or one that is not known.
+    #[default]
+    Unset,
+    /// An IP address and port, supposedly.
+    Socket(Socket<'a>),
+    /// A pipe, or internal to Envoy.
+    Other,
+}
+
+impl<'a> Message<'a> for Address<'a> {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => {
+                let again = reader.message(key)?;
+                if let Self::Socket(socket) = self {
+                    return socket.merge(again);
+                }
+                let mut socket = Socket::default();
+                socket.merge(again)?;
+                *self = Self::Socket(socket);
+                Ok(())
+            }
+            2 => self.other(&schema::PIPE, key, reader),
+            3 => self.other(&schema::INTERNAL_ADDRESS, key, reader),
+            _ => reader.skip(key),
+        }
+    }
+}
+
+impl Address<'_> {
+    fn other(&mut self, schema: &Schema, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
+        *self = Self::Other;
+        schema.check_all(reader.message(key)?)
+    }
+
+    /// The IP address and port, an IPv4-mapped IPv6 address as the IPv4 address that is meant.
+    ///
+    /// # Errors
+    /// If it is a pipe or internal to Envoy, or not an IP address with a port.
+    #[inline]
+    pub(super) fn socket_addr(&self) -> Result<SocketAddr, InvalidField> {
+        match self {
+            Self::Socket(socket) => {
+                let ip = address::ip_of_utf8(socket.address).ok_or(InvalidField::InvalidAddress)?;
+                let port = match socket.port {
+                    Port::Value(port) => u16::try_from(port).map_err(|_| InvalidField::InvalidAddress)?,
+                    Port::Named => return Err(InvalidField::InvalidAddress),
+                };
+                Ok(SocketAddr::new(ip.to_canonical(), port))
+            }
+            Self::Other => Err(InvalidField::UnsupportedAddress),
+            Self::Unset => Err(InvalidField::InvalidAddress),
+        }
+    }
+}
+
+/// `core.v3.SocketAddress`.
+#[derive(Debug, Default)]
+pub(super) struct Socket<'a> {
+    /// Is UTF-8.
+    address: &'a [u8],
+    port: Port,
+}
+
+/// The oneof `port_specifier`.
+#[derive(Debug)]
+enum Port {
+    Value(u32),
+    Named,
+}
+
+impl Default for Port {
+    /// proto3 leaves zero out where a oneof is set without presence; X-Forwarded-For gives port 0 as well.
+    fn default() -> Self {
+        Self::Value(0)
+    }
+}
+
+impl<'a> Message<'a> for Socket<'a> {
+    #[inline(always)]
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            2 => reader.utf8(key).map(|v| self.address = v),
+            3 => reader.uint32(key).map(|v| self.port = Port::Value(v)),
+            4 => reader.utf8(key).map(|_| self.port = Port::Named),
+            _ => schema::SOCKET_ADDRESS.check(key, reader),
+        }
+    }
+}
+
+/// Merges a message whose absence means something.
+#[inline]
+fn merge_optional<'a, M: Message<'a>>(
+    to: &mut Option<M>,
+    key: Key,
+    reader: &mut Reader<'a>,
+) -> Result<(), Undecodable> {
+    let again = reader.message(key)?;
+    to.get_or_insert_default().merge(again)
+}
