@@ -1,15 +1,18 @@
 //! What the probes cost, as the kernel measures it.
 //!
 //! While anybody holds `BPF_ENABLE_STATS`, the kernel takes the time around every BPF program on the machine. That itself
-//! costs as much as a lean probe, so it is on for one second in ten, beginning with the first; the totals are scaled up by
-//! the share of the events that fell into those seconds.
+//! costs as much as a lean probe, so it is on for one second in five, beginning with the first (and sooner again after a second in
+//! which little happened); the totals are scaled up by the share of the events that fell into those seconds. Where too few did, nothing is said: what
+//! the probes spend on sockets that are not watched would be charged to a handful of events.
 
 use aya::sys::{Stats, enable_stats};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 const ON: Duration = Duration::from_secs(1);
-const OFF: Duration = Duration::from_secs(9);
+const OFF: Duration = Duration::from_secs(4);
+/// Measured seconds with fewer events than this say little, and are followed by another one soon.
+const FEW_EVENTS: u64 = 1_000;
 
 pub(crate) struct CostMeter {
     guard: Option<OwnedFd>,
@@ -35,8 +38,9 @@ impl CostMeter {
     /// Turns the measurement on or off.
     pub(crate) fn turn(&mut self, events: u64) {
         if self.guard.is_some() {
+            let little = events.saturating_sub(self.began_at) < FEW_EVENTS;
             self.end_measurement(events);
-            self.next = Some(Instant::now() + OFF);
+            self.next = Some(Instant::now() + if little { ON } else { OFF });
         } else {
             self.guard = start();
             self.began_at = events;
@@ -69,9 +73,12 @@ fn start() -> Option<OwnedFd> {
         .ok()
 }
 
-/// `measured` held `sampled` of `events`.
+/// `measured` held `sampled` of `events`. Nothing, if that is too few to speak for the others.
 fn scale((runs, time): (u64, Duration), sampled: u64, events: u64) -> (u64, u64) {
-    let factor = if sampled == 0 { 1.0 } else { events as f64 / sampled as f64 };
+    if sampled < FEW_EVENTS || sampled < events / 50 {
+        return (0, 0);
+    }
+    let factor = events as f64 / sampled as f64;
     ((runs as f64 * factor).round() as u64, (time.as_nanos() as f64 * factor).round() as u64)
 }
 
@@ -81,9 +88,10 @@ mod tests {
 
     #[test]
     fn a_sample_is_scaled_to_the_whole() {
-        assert_eq!(scale((100, Duration::from_nanos(30_000)), 50, 500), (1_000, 300_000));
-        // Nothing happened while it was measured: what was measured is all that is known.
-        assert_eq!(scale((3, Duration::from_nanos(900)), 0, 500), (3, 900));
+        assert_eq!(scale((2_000, Duration::from_nanos(600_000)), 1_000, 10_000), (20_000, 6_000_000));
+        // Too little happened while it was measured.
+        assert_eq!(scale((3_000, Duration::from_nanos(900)), 0, 500), (0, 0));
+        assert_eq!(scale((3_000, Duration::from_nanos(900)), 2_000, 200_000), (0, 0));
         assert_eq!(scale((0, Duration::ZERO), 0, 0), (0, 0));
     }
 }

@@ -26,7 +26,7 @@ pub struct ProbeConfig {
     pub ring_bytes: u32,
     /// Watch every network namespace, whatever [`NamespaceFilter`] says.
     pub watch_all: bool,
-    /// Let the kernel measure the probes' run time, one second in ten (measuring costs about 80 ns a run of any BPF program on the
+    /// Let the kernel measure the probes' run time, one second in five (measuring costs about 80 ns a run of any BPF program on the
     /// machine, hence not always).
     pub measure_cost: bool,
     /// How long the drain sleeps when there is little to do.
@@ -241,7 +241,7 @@ impl Probes {
     }
 
     /// What the probes did and cost. `run_time_ns` and `runs` are scaled up from the seconds in which the kernel measured
-    /// them (one in ten), by the share of events in those; they are 0 if nothing was measured.
+    /// them (one in five), by the share of events in those; they are 0 if too little was measured.
     ///
     /// # Errors
     /// If the kernel does not give the counters.
