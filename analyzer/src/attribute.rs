@@ -255,7 +255,13 @@ pub fn coverage(hop: &JoinedHop) -> RequestCoverage {
     } else if server_whole && !local {
         (CoverageClass::PartialServer, hop.client_half.reason())
     } else {
-        (CoverageClass::PartialAls, first_reason())
+        // Neither half is whole: what there is of them decides.
+        let class = match kernel {
+            Sides::Both | Sides::Client => CoverageClass::PartialClient,
+            Sides::Server => CoverageClass::PartialServer,
+            Sides::None => CoverageClass::PartialAls,
+        };
+        (class, first_reason())
     };
     RequestCoverage { class, halves, kernel, reason }
 }

@@ -2,6 +2,7 @@
 
 use crate::stream::Stream;
 use meshdiff_model::{Content, Direction, Link, Message, MonotonicNs, Socket, SocketCookie};
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -50,22 +51,31 @@ pub(crate) fn endpoints(sockets: &[Socket], messages: &[Message]) -> Vec<Endpoin
     list
 }
 
-/// Finds the two ends of every connection. Every endpoint is in exactly one.
+/// Finds the two ends of every connection. Every endpoint is in exactly one. Two ends that several others fit are left alone.
 pub(crate) fn pair(endpoints: &[Endpoint]) -> Vec<Connection> {
-    let mut by_remote: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
-    for (i, e) in endpoints.iter().enumerate() {
-        by_remote.entry(e.socket.remote.0).or_default().push(i);
-    }
-    let mut peer: Vec<Option<usize>> = vec![None; endpoints.len()];
-    for i in 0..endpoints.len() {
-        if peer[i].is_none()
-            && let Some(j) = only_peer(endpoints, &by_remote, i)
-            && peer[j].is_none()
-        {
-            peer[i] = Some(j);
-            peer[j] = Some(i);
+    let index = PeerIndex::of(endpoints);
+    let choices: Vec<(Choice, Fit)> = (0..endpoints.len()).map(|i| index.choose(endpoints, i)).collect();
+    // A REDIRECT rewrites what one end believes its peer to be, so a pair may be found from one of its ends only; whoever
+    // is chosen twice is nobody's. Who has proof goes before who only might be.
+    let mut chosen_by: Vec<(Choice, Fit)> = vec![(Choice::None, Fit::No); endpoints.len()];
+    for (i, &(choice, fit)) in choices.iter().enumerate() {
+        if let Choice::One(j) = choice {
+            chosen_by[j] = prefer(chosen_by[j], i, fit);
         }
     }
+    let choice: Vec<Choice> = choices.iter().map(|c| c.0).collect();
+    let chosen_by: Vec<Choice> = chosen_by.iter().map(|c| c.0).collect();
+    let peer: Vec<Option<usize>> = (0..endpoints.len())
+        .map(|i| match (choice[i], chosen_by[i]) {
+            (Choice::One(j), Choice::None) => {
+                (chosen_by[j] == Choice::One(i) && choice[j] == Choice::None).then_some(j)
+            }
+            (Choice::None, Choice::One(j)) => Some(j),
+            (Choice::One(j), Choice::One(back)) => (j == back && chosen_by[j] == Choice::One(i)).then_some(j),
+            _ => None,
+        })
+        .collect();
+    let peer: Vec<Option<usize>> = (0..peer.len()).map(|i| peer[i].filter(|&j| peer[j] == Some(i))).collect();
     let mut connections = Vec::new();
     for (i, e) in endpoints.iter().enumerate() {
         match peer[i] {
@@ -73,7 +83,7 @@ pub(crate) fn pair(endpoints: &[Endpoint]) -> Vec<Connection> {
             Some(j) => connections.push(orient(endpoints, i, j)),
             None => {
                 let link = link_of_one(&e.socket);
-                let is_server = is_server(e) == Some(true);
+                let is_server = is_server(e).unwrap_or(e.socket.established.is_some());
                 let (client, server) = if is_server { (None, Some(i)) } else { (Some(i), None) };
                 connections.push(Connection { client, server, link });
             }
@@ -82,44 +92,111 @@ pub(crate) fn pair(endpoints: &[Endpoint]) -> Vec<Connection> {
     connections
 }
 
-/// The one endpoint that fits as the peer of endpoint `i`; `None` if there is none or several. A REDIRECT rewrites what one
-/// end believes its peer to be, so a pair may be found from one of its ends only.
-fn only_peer(endpoints: &[Endpoint], by_remote: &HashMap<SocketAddr, Vec<usize>>, i: usize) -> Option<usize> {
-    let me = &endpoints[i];
-    let mut found = None;
-    for &j in by_remote.get(&me.socket.local.0)? {
-        if j != i && fits(me, &endpoints[j]) {
-            if found.is_some() {
-                tracing::debug!(cookie = me.socket.cookie.0, "several sockets fit as the peer");
-                return None;
-            }
-            found = Some(j);
-        }
-    }
-    found
+/// How many fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    None,
+    One(usize),
+    Several,
 }
 
-fn fits(a: &Endpoint, b: &Endpoint) -> bool {
+impl Choice {
+    const fn and(self, another: usize) -> Self {
+        match self {
+            Self::None => Self::One(another),
+            Self::One(_) | Self::Several => Self::Several,
+        }
+    }
+}
+
+/// The best so far, or another that fits better (or as well).
+fn prefer(best: (Choice, Fit), other: usize, fit: Fit) -> (Choice, Fit) {
+    match fit.cmp(&best.1) {
+        _ if fit == Fit::No => best,
+        Ordering::Greater => (Choice::One(other), fit),
+        Ordering::Equal => (best.0.and(other), fit),
+        Ordering::Less => best,
+    }
+}
+
+/// Endpoints by what their peers know of them.
+struct PeerIndex {
+    by_flow: HashMap<(SocketAddr, SocketAddr), Vec<usize>>,
+    /// Those behind a REDIRECT, whose peers know another address of them.
+    redirected: HashMap<SocketAddr, Vec<usize>>,
+}
+
+impl PeerIndex {
+    fn of(endpoints: &[Endpoint]) -> Self {
+        let mut by_flow: HashMap<_, Vec<usize>> = HashMap::new();
+        let mut redirected: HashMap<_, Vec<usize>> = HashMap::new();
+        for (i, Endpoint { socket, .. }) in endpoints.iter().enumerate() {
+            by_flow.entry((socket.local.0, socket.remote.0)).or_default().push(i);
+            if is_redirected(socket) {
+                redirected.entry(socket.remote.0).or_default().push(i);
+            }
+        }
+        Self { by_flow, redirected }
+    }
+
+    /// The endpoints that fit as the peer of endpoint `i`.
+    fn choose(&self, endpoints: &[Endpoint], i: usize) -> (Choice, Fit) {
+        let me = &endpoints[i];
+        let (local, remote) = (me.socket.local.0, me.socket.remote.0);
+        let flow = self.by_flow.get(&(remote, local)).into_iter().flatten();
+        let behind = self.redirected.get(&local).into_iter().flatten();
+        let behind = behind.filter(|&&j| endpoints[j].socket.local.0 != remote);
+        // Whose sequence numbers meet is the one; others may only not have been seen to say anything.
+        let choice = flow
+            .chain(behind)
+            .filter(|&&j| j != i)
+            .fold((Choice::None, Fit::No), |best, &j| prefer(best, j, fit(me, &endpoints[j])));
+        if choice.0 == Choice::Several {
+            tracing::debug!(cookie = me.socket.cookie.0, "several sockets fit as the peer");
+        }
+        choice
+    }
+}
+
+fn is_redirected(socket: &Socket) -> bool {
+    [OUTBOUND_PORT, INBOUND_PORT].contains(&socket.local.port())
+}
+
+/// Whether two endpoints, whose addresses fit, are the two ends of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    No,
+    /// Nothing speaks against it.
+    Possible,
+    /// Their sequence numbers meet in one direction; the other was not seen.
+    Likely,
+    /// Their sequence numbers meet in both directions.
+    Proven,
+}
+
+fn fit(a: &Endpoint, b: &Endpoint) -> Fit {
     let local_only = |ip: IpAddr| ip.is_loopback();
     let (sa, sb) = (&a.socket, &b.socket);
     if (local_only(sa.local.ip()) || local_only(sa.remote.ip())) && sa.netns != sb.netns {
-        return false;
-    }
-    let same_flow = sb.local.0 == sa.remote.0;
-    let redirected = |s: &Socket| [OUTBOUND_PORT, INBOUND_PORT].contains(&s.local.port());
-    if !same_flow && !redirected(sa) && !redirected(sb) {
-        return false;
+        return Fit::No;
     }
     let together = sa.first_seen <= sb.last_seen && sb.first_seen <= sa.last_seen;
-    together && same_numbers(&a.egress, &b.ingress) && same_numbers(&b.egress, &a.ingress)
+    let numbers = [same_numbers(&a.egress, &b.ingress), same_numbers(&b.egress, &a.ingress)];
+    match numbers {
+        _ if !together => Fit::No,
+        [Some(false), _] | [_, Some(false)] => Fit::No,
+        [None, None] => Fit::Possible,
+        [Some(true), Some(true)] => Fit::Proven,
+        _ => Fit::Likely,
+    }
 }
 
-/// True if the two streams can be two ends of one direction: their ranges of sequence numbers meet, or one of them was
-/// not seen at all.
-fn same_numbers(egress: &Stream, ingress: &Stream) -> bool {
-    let (Some((from, to)), Some((low, high))) = (egress.extent(), ingress.extent()) else { return true };
+/// True if the two streams can be two ends of one direction: their ranges of sequence numbers meet. `None` if one of them was not
+/// seen at all.
+fn same_numbers(egress: &Stream, ingress: &Stream) -> Option<bool> {
+    let ((from, to), (low, high)) = egress.extent().zip(ingress.extent())?;
     let shift = egress.shift_to(ingress);
-    from + shift <= high && low <= to + shift
+    Some(from + shift <= high && low <= to + shift)
 }
 
 /// Whether the endpoint accepted its connection; `None` if nothing tells.
@@ -136,18 +213,20 @@ fn is_server(e: &Endpoint) -> Option<bool> {
     if requests(&e.egress) {
         return Some(false);
     }
-    if responses(&e.egress) || e.socket.established.is_some() {
-        return Some(true);
-    }
-    None
+    responses(&e.egress).then_some(true)
 }
 
 fn orient(endpoints: &[Endpoint], i: usize, j: usize) -> Connection {
     let i_is_server = match (is_server(&endpoints[i]), is_server(&endpoints[j])) {
         (Some(server), _) => server,
         (None, Some(other)) => !other,
-        // Neither was seen connecting: clients use ephemeral ports, which are the higher ones.
-        (None, None) => endpoints[i].socket.local.port() < endpoints[j].socket.local.port(),
+        (None, None) => match (endpoints[i].socket.established, endpoints[j].socket.established) {
+            // The handshake's last segment makes the accepting end the later one.
+            (Some(a), Some(b)) if a != b => a > b,
+            // Who was connecting when the probes came has no connect's start either. Clients use ephemeral ports, which are the
+            // higher ones.
+            _ => endpoints[i].socket.local.port() < endpoints[j].socket.local.port(),
+        },
     };
     let (client, server) = if i_is_server { (j, i) } else { (i, j) };
     let link = link_of_one(&endpoints[server].socket).or_else(|| link_of_one(&endpoints[client].socket));

@@ -21,6 +21,10 @@ pub(crate) struct Exchange {
     pub(crate) lossy: bool,
     /// True if it is the first on its connection, of which the beginning was seen.
     pub(crate) first_on_connection: bool,
+    /// True if it may be the rest of a request that began before its connection was watched.
+    pub(crate) beginning_unseen: bool,
+    /// True if nothing encrypted was seen before it on its connection: session tickets may then come with its response.
+    pub(crate) after_handshake: bool,
     /// First and last instant of any kind, at the vantage end.
     pub(crate) first: MonotonicNs,
     pub(crate) last: MonotonicNs,
@@ -75,6 +79,8 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
                     if let Some(open) = list.last_mut() {
                         open.pipelined |= open.response.is_none();
                     }
+                    let is_head = matches!(content, Content::Http1Request { .. });
+                    let encrypted = content == Content::TlsApplicationData;
                     list.push(Exchange {
                         connection: index,
                         request: (piece.start, piece.end),
@@ -83,6 +89,8 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
                         response_content: Content::Unknown,
                         pipelined: false,
                         lossy: piece.gap_before,
+                        beginning_unseen: list.is_empty() && !(seen_from_its_start || saw_handshake || is_head),
+                        after_handshake: list.is_empty() && encrypted,
                         first_on_connection: list.is_empty() && seen_from_its_start,
                         first: piece.first,
                         last: piece.last,
@@ -97,12 +105,20 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
                 let Some(open) = list.last_mut() else { continue };
                 open.last = open.last.max(piece.last);
                 open.lossy |= piece.gap_before;
-                let (start, content) = view.final_response(piece);
-                let Some(start) = start else { continue };
+                let (start, content) = match view.final_response(piece) {
+                    Beginning::At(start, content) => (start, content),
+                    Beginning::Preliminary => continue,
+                    Beginning::Lost(start) => {
+                        open.lossy |= open.response.is_none();
+                        (start, Content::Unknown)
+                    }
+                };
+                // What its sender sent of it counts, not only what was seen to arrive.
+                let piece_end = view.sent_until(piece).max(piece.end);
                 match &mut open.response {
-                    Some((_, end)) => *end = (*end).max(piece.end),
+                    Some((_, end)) => *end = (*end).max(piece_end),
                     None => {
-                        open.response = Some((start, piece.end));
+                        open.response = Some((start, piece_end));
                         open.response_content = content;
                     }
                 }
@@ -144,25 +160,48 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Where in a piece of the response direction the response proper begins, interim responses (RFC 9110, section 15.2) and
-    /// handshake bytes left out; `None` if it holds nothing else.
-    fn final_response(&self, piece: &Piece) -> (Option<Offset>, Content) {
+    /// Where the message of the response direction ends, at its sender, that holds a piece's last byte.
+    fn sent_until(&self, piece: &Piece) -> Offset {
+        let (Some(c), Some(s)) = (self.client, self.server) else { return piece.end };
+        let shift = c.ingress.shift_to(&s.egress);
+        s.egress.piece_at(piece.end - 1 + shift).map_or(piece.end, |p| p.end - shift)
+    }
+
+    /// What the first bytes of a piece of the response direction are, interim responses (RFC 9110, section 15.2) and handshake
+    /// bytes left out.
+    fn final_response(&self, piece: &Piece) -> Beginning {
         let (Some(c), Some(s)) = (self.client, self.server) else {
             let content = if self.client.is_none() { piece.content.clone() } else { Content::Unknown };
-            let skip = content.is_interim_response();
-            return ((!skip).then_some(piece.start), content);
+            return if is_preliminary(&content) { Beginning::Preliminary } else { Beginning::At(piece.start, content) };
         };
         let shift = c.ingress.shift_to(&s.egress);
-        let mut any = false;
-        for sent in s.egress.pieces_in(piece.start + shift, piece.end + shift) {
-            any = true;
-            if !sent.content.is_interim_response() && sent.content != Content::TlsHandshake {
-                let start = (sent.start - shift).max(piece.start);
-                return (Some(start), sent.content.clone());
+        let mut at = piece.start + shift;
+        for sent in s.egress.pieces_in(at, piece.end + shift) {
+            if sent.start > at {
+                return Beginning::Lost(at - shift);
             }
+            if !is_preliminary(&sent.content) {
+                return Beginning::At(at - shift, sent.content.clone());
+            }
+            at = at.max(sent.end);
         }
-        if any { (None, Content::Unknown) } else { (Some(piece.start), Content::Unknown) }
+        if at < piece.end + shift { Beginning::Lost(at - shift) } else { Beginning::Preliminary }
     }
+}
+
+/// How the response direction goes on.
+enum Beginning {
+    /// With the response, from this position on.
+    At(Offset, Content),
+    /// With bytes whose sending was not seen, so that they may be anything.
+    Lost(Offset),
+    /// With nothing that belongs to the response.
+    Preliminary,
+}
+
+/// True for what comes before a response and is none.
+fn is_preliminary(content: &Content) -> bool {
+    content.is_interim_response() || *content == Content::TlsHandshake
 }
 
 impl Exchange {
@@ -186,13 +225,32 @@ impl Exchange {
         let from = connection.server.map(|i| &endpoints[i].egress);
         let to = connection.client.map(|i| &endpoints[i].ingress);
         let vantage_is_sender = connection.client.is_none();
+        // Where tickets may precede the response, only its sender can tell where it begins.
+        let mut told = !self.after_handshake || (from.is_some() && not_before.is_some());
         if let (Some(from), Some(not_before)) = (from, not_before) {
             let shift = if vantage_is_sender { 0 } else { to.map_or(0, |to| to.shift_to(from)) };
-            if let Some(later) = from.first_send_from(start + shift, end + shift, not_before) {
-                start = later - shift;
-            }
+            // None at all: what was seen is no answer to this request.
+            let Some(later) = from.first_send_from(start + shift, end + shift, not_before) else {
+                return Crossing::default();
+            };
+            // A send that was lost in between may be the one.
+            told &= from.covers(start + shift, later);
+            start = later - shift;
         }
-        crossing(from, to, vantage_is_sender, (start, end))
+        let whole = crossing(from, to, vantage_is_sender, (start, end));
+        if told { whole } else { Crossing { send: None, ready: None, recv: None, ..whole } }
+    }
+
+    /// Makes the next exchange of the same connection a part of this one.
+    pub(crate) fn absorb(&mut self, next: &Self) {
+        self.request.1 = self.request.1.max(next.request.1);
+        self.response = match (self.response, next.response) {
+            (Some((start, end)), Some((_, later))) => Some((start, end.max(later))),
+            (one, other) => one.or(other),
+        };
+        self.pipelined |= next.pipelined;
+        self.lossy |= next.lossy;
+        self.last = self.last.max(next.last);
     }
 
     /// True if a response (an interim one aside) was seen.

@@ -5,8 +5,8 @@ use crate::Hop;
 use crate::connection::{Connection, Endpoint};
 use crate::join::{HopInput, Joined};
 use meshdiff_model::{
-    Content, Crossing, JoinedHop, Link, NetnsId, Process, ProcessRole, RequestId, Socket, SocketCookie, Tgid, Workload,
-    WorkloadSource,
+    Content, Crossing, JoinedHop, Link, MonotonicNs, NetnsId, Process, ProcessRole, RequestId, Socket, SocketCookie,
+    Tgid, Workload, WorkloadSource,
 };
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, HashMap};
@@ -85,6 +85,8 @@ pub struct MeshGraph {
     pub hops: Vec<Hop>,
     /// Requests that the kernel saw client applications send to their sidecar.
     pub client_messages_seen: u64,
+    /// Access log entries that stand for TCP connections: they are no requests, and no hop is made of them.
+    pub tcp_connections_logged: u64,
     /// Each socket's node.
     sockets: HashMap<SocketCookie, NodeIndex>,
 }
@@ -93,11 +95,12 @@ impl MeshGraph {
     /// Joins a recording. Never fails: what cannot be joined carries its reason.
     #[must_use]
     pub fn build(input: HopInput<'_>, processes: &[Process], directory: &dyn Directory) -> Self {
-        let Joined { endpoints, connections, hops, client_messages } = crate::join::join(input);
+        let Joined { endpoints, connections, hops, client_messages, tcp_entries } = crate::join::join(input);
         let mut mesh = Self {
             graph: DiGraph::new(),
             hops: Vec::new(),
             client_messages_seen: client_messages,
+            tcp_connections_logged: tcp_entries,
             sockets: HashMap::new(),
         };
         let pods = mesh.add_sockets(&endpoints, &connections, processes, directory);
@@ -249,29 +252,70 @@ fn callers(hops: &[JoinedHop], endpoints: &[Endpoint]) -> Vec<Option<usize>> {
         Some((*netns.get(&cookie?)?, comparable(id)))
     };
     let span = |request: &Crossing, response: &Crossing| Some((request.ready?, response.last_send?));
-    let mut serving: HashMap<(NetnsId, String), Vec<usize>> = HashMap::new();
+    let mut serving: HashMap<(NetnsId, String), Serving> = HashMap::new();
     for (i, hop) in hops.iter().enumerate() {
-        if let Some(key) = key(hop.sockets[5], hop) {
-            serving.entry(key).or_default().push(i);
+        let served = span(hop.request_on(Link::ServerLoopback), hop.response_on(Link::ServerLoopback));
+        if let (Some(key), Some((from, to))) = (key(hop.sockets[5], hop), served) {
+            serving.entry(key).or_default().spans.push((from, to, i));
         }
     }
+    serving.values_mut().for_each(Serving::sort);
     hops.iter()
         .enumerate()
         .map(|(i, hop)| {
             let start = hop.request_on(Link::ClientLoopback).send?;
             let end = hop.response_on(Link::ClientLoopback).ready?;
-            let mut fitting = serving.get(&key(hop.sockets[0], hop)?)?.iter().copied().filter(|&p| {
-                let served = span(hops[p].request_on(Link::ServerLoopback), hops[p].response_on(Link::ServerLoopback));
-                p != i && served.is_some_and(|(from, to)| from <= start && end <= to)
-            });
-            let only = fitting.next()?;
-            fitting.next().is_none().then_some(only)
+            serving.get(&key(hop.sockets[0], hop)?)?.only_around(start, end, i)
         })
         .collect()
 }
 
+/// What a pod served under one request id.
+#[derive(Default)]
+struct Serving {
+    /// From when until when, and which hop; in order of start.
+    spans: Vec<(MonotonicNs, MonotonicNs, usize)>,
+    /// The latest end of this span and all before it.
+    latest: Vec<MonotonicNs>,
+}
+
+impl Serving {
+    /// How many spans are looked at before it counts as unknown which one it is: only ids that name no single trace (a constant one)
+    /// have more, and without a bound they would take quadratic time.
+    const MOST: usize = 256;
+
+    fn sort(&mut self) {
+        self.spans.sort_unstable();
+        let mut latest = MonotonicNs::default();
+        self.latest = self
+            .spans
+            .iter()
+            .map(|s| {
+                latest = latest.max(s.1);
+                latest
+            })
+            .collect();
+    }
+
+    /// The one span (other than `not`) around `start..end`; `None` if there is none, or several.
+    fn only_around(&self, start: MonotonicNs, end: MonotonicNs, not: usize) -> Option<usize> {
+        let begun = self.spans.partition_point(|s| s.0 <= start);
+        let mut only = None;
+        for (looked, at) in (0..begun).rev().enumerate() {
+            if self.latest[at] < end {
+                break;
+            }
+            let (_, to, hop) = self.spans[at];
+            if looked == Self::MOST || (hop != not && end <= to && only.replace(hop).is_some()) {
+                return None;
+            }
+        }
+        only
+    }
+}
+
 /// A request id without the character that Envoy's sampling rewrites.
-fn comparable(id: &RequestId) -> String {
+pub(crate) fn comparable(id: &RequestId) -> String {
     let text = &*id.0;
     if text.len() == 36 && text.is_char_boundary(14) && text.is_char_boundary(15) {
         format!("{}-{}", &text[..14], &text[15..])

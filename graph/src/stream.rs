@@ -42,6 +42,7 @@ pub(crate) struct Stream {
     recvs: Vec<Step>,
     /// True if events of the socket were lost: not even its first message is then known to be free of a gap.
     lossy: bool,
+    extent: Option<(Offset, Offset)>,
     pub(crate) bytes: u64,
     pub(crate) calls: u64,
 }
@@ -62,7 +63,10 @@ impl Stream {
         }
         // A socket that was open before the probes were begins with a gap as well. What it does from then on is all seen: its
         // first instants count, and whoever asks for bytes from before finds none.
-        let gap = message.gap_before && (self.lossy || !self.pieces.is_empty());
+        // Without a loss, a later gap of what was received is the same beginning (its first read was seen before its first ready);
+        // a later gap of what was sent is a way to send that the probes do not see.
+        let later = message.direction == Direction::Egress && !self.pieces.is_empty();
+        let gap = message.gap_before && (self.lossy || later);
         let start = self.unwrap(message.seq.start);
         let end = start + i64::from(message.seq.len());
         match message.direction {
@@ -71,11 +75,16 @@ impl Stream {
                 self.calls += message.sends.len() as u64 + u64::from(message.elided);
             }
             Direction::Ingress => {
-                push_steps(&mut self.readies, start, message, &message.readies, gap);
+                // Where the first thing ever seen of a socket is a read, its bytes were ready at some time before.
+                let read_first = message.gap_before
+                    && self.pieces.is_empty()
+                    && message.readies.first().map(|r| r.at) == message.recvs.first().map(|r| r.at);
+                push_steps(&mut self.readies, start, message, &message.readies, gap || read_first);
                 push_steps(&mut self.recvs, start, message, &message.recvs, gap);
                 self.calls += message.recvs.len() as u64;
             }
         }
+        self.extent = Some(self.extent.map_or((start, end), |(low, high)| (low.min(start), high.max(end))));
         self.bytes += u64::from(message.seq.len());
         self.pieces.push(Piece {
             start,
@@ -99,10 +108,8 @@ impl Stream {
     }
 
     /// First and last position seen.
-    pub(crate) fn extent(&self) -> Option<(Offset, Offset)> {
-        let start = self.pieces.iter().map(|p| p.start).min()?;
-        let end = self.pieces.iter().map(|p| p.end).max()?;
-        Some((start, end))
+    pub(crate) const fn extent(&self) -> Option<(Offset, Offset)> {
+        self.extent
     }
 
     /// What must be added to a position in `self` to get the position in `other` of the same byte, if both are the
@@ -126,11 +133,12 @@ impl Stream {
         Some(self.sends.get(next).map_or(piece.end, |&(start, _)| start.min(piece.end)))
     }
 
-    /// The last send call whose first byte lies before `end` and at or after `start`.
+    /// The last send call that has bytes in `start..end`. `None` if the send of the last byte was not seen.
     pub(crate) fn last_send(&self, start: Offset, end: Offset) -> Option<MonotonicNs> {
+        let piece = self.piece_at(end - 1)?;
         let index = self.sends.partition_point(|&(at, _)| at < end).checked_sub(1)?;
         let (at, when) = self.sends[index];
-        (at >= start).then_some(when)
+        (at >= start.max(piece.start)).then_some(when)
     }
 
     /// The first send call in `start..end` that began at or after `not_before`: its first byte.
@@ -150,6 +158,18 @@ impl Stream {
     pub(crate) fn pieces_in(&self, start: Offset, end: Offset) -> impl Iterator<Item = &Piece> {
         let from = self.pieces.partition_point(|p| p.end <= start);
         self.pieces[from..].iter().take_while(move |p| p.start < end)
+    }
+
+    /// True if no byte of `start..end` is missing.
+    pub(crate) fn covers(&self, start: Offset, end: Offset) -> bool {
+        let mut at = start;
+        for piece in self.pieces_in(start, end) {
+            if piece.start > at {
+                return false;
+            }
+            at = at.max(piece.end);
+        }
+        at >= end
     }
 
     /// When all bytes before `end` were readable. `None` if unknown.
@@ -226,7 +246,7 @@ mod tests {
 
     #[test]
     fn instants_around_a_loss_are_unknown() {
-        let mut stream = Stream::default();
+        let mut stream = Stream::new(true);
         stream.push(&ingress(0, 10, &[(10, 5)], &[(10, 6)]));
         let mut after = ingress(10, 30, &[(20, 15), (30, 18)], &[(30, 20)]);
         after.gap_before = true;

@@ -1,0 +1,236 @@
+//! Puts a client's half and a server's half together, and counts what has neither.
+
+use super::hop::forget_ends;
+use super::{AT_THE_END, Entry, Joiner, TOLERANCE, local_reply};
+use crate::exchange::Exchange;
+use crate::mesh::comparable;
+use meshdiff_model::{
+    AmbiguityReason, Content, Crossing, DurationNs, HopSide, JoinOutcome, JoinedHop, Link, MonotonicNs, RequestId,
+    UnmatchedReason,
+};
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+
+/// Without kernel events the two proxies may be on different machines, whose clocks differ by about this much.
+const OTHER_CLOCK: DurationNs = DurationNs::from_millis(1);
+
+impl Joiner<'_> {
+    /// For each client entry its server entry.
+    pub(super) fn servers(&self, entries: &[Entry]) -> Vec<Option<JoinOutcome<usize>>> {
+        let server_of = server_entries(entries);
+        let mut servers: Vec<Option<JoinOutcome<usize>>> = entries
+            .iter()
+            .map(|entry| {
+                let found = match entry.upstream.matched().and_then(|e| server_of.get(&e)) {
+                    Some(&s) if conflict(&entry.log, &entries[s].log) => {
+                        JoinOutcome::Unmatched(UnmatchedReason::Contradiction)
+                    }
+                    Some(&s) => JoinOutcome::Matched(s),
+                    None if local_reply(&entry.log) => JoinOutcome::Unmatched(UnmatchedReason::LocalReply),
+                    None => return None,
+                };
+                entry.is_client().then_some(found)
+            })
+            .collect();
+        self.by_logs(entries, &mut servers);
+        servers
+    }
+
+    /// Fills in the servers' entries that are told by what two logs say alone: the client's upstream address is the server's
+    /// downstream peer, and the server's stream lies within the client's upstream time.
+    fn by_logs(&self, entries: &[Entry], servers: &mut [Option<JoinOutcome<usize>>]) {
+        let by_peer = logs_by_downstream_peer(entries);
+        let mut claims: HashMap<usize, u32> = HashMap::new();
+        for server in servers.iter().flatten().filter_map(|s| s.matched()) {
+            claims.insert(server, 1);
+        }
+        let certain: HashSet<usize> = claims.keys().copied().collect();
+        let mut guesses = Vec::new();
+        for (i, client) in entries.iter().enumerate().filter(|(_, e)| e.is_client()) {
+            if servers[i].is_some() {
+                continue;
+            }
+            let found = self.server_by_logs(client, entries, &by_peer, &certain);
+            if let JoinOutcome::Matched(s) = found {
+                *claims.entry(s).or_default() += 1;
+                guesses.push(i);
+            }
+            servers[i] = Some(found);
+        }
+        for i in guesses {
+            if servers[i].and_then(JoinOutcome::matched).is_some_and(|s| claims[&s] > 1) {
+                servers[i] = Some(JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs));
+            }
+        }
+    }
+
+    fn server_by_logs(
+        &self,
+        client: &Entry,
+        entries: &[Entry],
+        by_peer: &HashMap<SocketAddr, Vec<usize>>,
+        certain: &HashSet<usize>,
+    ) -> JoinOutcome<usize> {
+        let (Some(local), Some(start)) = (client.log.upstream_local_address, client.start) else {
+            return JoinOutcome::Unmatched(UnmatchedReason::AddressMissing);
+        };
+        let timings = &client.log.timings;
+        let slack = if self.has_kernel { TOLERANCE } else { OTHER_CLOCK };
+        let from = start.offset(timings.time_to_first_upstream_tx_byte.unwrap_or_default()).offset(-slack);
+        let answered = timings.time_to_first_upstream_rx_byte.unwrap_or_else(|| client.extent());
+        let to = start.offset(answered).offset(slack);
+        let within = |s: &Entry| {
+            s.start.is_some_and(|at| {
+                let sent = at.offset(s.log.timings.time_to_first_downstream_tx_byte.unwrap_or_default());
+                at >= from && sent <= to
+            })
+        };
+        // A server's entry whose exchange is known belongs to whoever made that exchange.
+        let elsewhere = |s: &Entry| match (client.upstream, s.downstream) {
+            (JoinOutcome::Matched(a), JoinOutcome::Matched(b)) => a != b,
+            _ => false,
+        };
+        let there = |s: &HopSide| match (client.log.upstream_remote_address, s.downstream_local_address) {
+            (Some(a), Some(b)) => a.ip() == b.ip(),
+            _ => true,
+        };
+        let list = by_peer.get(&local.0).map_or(&[][..], Vec::as_slice);
+        let first = list.partition_point(|&i| entries[i].start.is_some_and(|s| s < from));
+        let mut fitting = list[first..]
+            .iter()
+            .copied()
+            .take_while(|&i| entries[i].start.is_none_or(|s| s <= to))
+            .filter(|&i| !certain.contains(&i) && within(&entries[i]) && there(&entries[i].log))
+            .filter(|&i| !elsewhere(&entries[i]) && !conflict(&client.log, &entries[i].log));
+        match (fitting.next(), fitting.next()) {
+            (None, _) if self.near_the_end(client) => JoinOutcome::Unmatched(UnmatchedReason::StillOpen),
+            (None, _) => JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing),
+            (Some(only), None) => JoinOutcome::Matched(only),
+            (Some(_), Some(_)) => JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs),
+        }
+    }
+
+    /// Adds a hop for every request that the kernel saw an application send to its sidecar and that no log entry speaks of. Returns
+    /// how many requests the kernel saw in all.
+    pub(super) fn kernel_only(&self, entries: &[Entry], hops: &mut Vec<JoinedHop>) -> u64 {
+        let claimed: HashSet<usize> = entries.iter().filter_map(|e| e.downstream.matched()).collect();
+        // Entries that could not be put on an exchange of their connection stand for one of them all the same: counting both would
+        // count twice.
+        let mut doubtful: HashMap<SocketAddr, Vec<MonotonicNs>> = HashMap::new();
+        for e in entries.iter().filter(|e| e.downstream.matched().is_none()) {
+            if let (Some(peer), Some(start)) = (e.log.downstream_direct_remote_address, e.start) {
+                doubtful.entry(peer.0).or_default().push(start);
+            }
+        }
+        doubtful.values_mut().for_each(|list| list.sort_unstable());
+        let mut seen = 0;
+        for (index, exchange) in self.exchanges.iter().enumerate() {
+            let connection = &self.connections[exchange.connection];
+            let request = matches!(exchange.request_content, Content::Http1Request { .. });
+            if connection.link != Some(Link::ClientLoopback) || connection.client.is_none() || !request {
+                continue;
+            }
+            seen += 1;
+            if claimed.contains(&index) {
+                continue;
+            }
+            if let Some(starts) = doubtful.get(&connection.client_address(&self.endpoints)) {
+                let (from, to) = self.span(index, exchange);
+                let first = starts.partition_point(|&s| s < from);
+                if starts.get(first).is_some_and(|&s| s <= to) {
+                    continue;
+                }
+            }
+            let unfinished = exchange.last.offset(AT_THE_END) >= self.input.window.1;
+            let reason = match (unfinished || !exchange.has_response(), exchange.lossy) {
+                (_, true) => UnmatchedReason::EventsLost,
+                (true, false) => UnmatchedReason::StillOpen,
+                (false, false) => UnmatchedReason::ClientLogMissing,
+            };
+            let mut hop = self.empty_hop(JoinOutcome::Unmatched(reason), JoinOutcome::Unmatched(reason));
+            self.put(&mut hop, Link::ClientLoopback, exchange, None);
+            // Without a log only what follows tells that a response was complete.
+            let followed = index + 1 < self.of_connection[exchange.connection].end;
+            if unfinished || exchange.lossy || !followed {
+                forget_ends(&mut hop);
+            }
+            if exchange.lossy {
+                hop.response[Link::ClientLoopback as usize] = Crossing::default();
+            }
+            hops.push(hop);
+        }
+        seen
+    }
+
+    /// The time in which an exchange's stream can have begun: up to the next exchange, if what was seen of this one is not all.
+    fn span(&self, index: usize, exchange: &Exchange) -> (MonotonicNs, MonotonicNs) {
+        let whole = exchange.has_response() && !exchange.lossy && !exchange.pipelined;
+        let next = (index + 1 < self.of_connection[exchange.connection].end).then(|| self.exchanges[index + 1].first);
+        let to = if whole { exchange.last.offset(TOLERANCE) } else { next.unwrap_or(MonotonicNs(u64::MAX)) };
+        (exchange.first.offset(-TOLERANCE), to)
+    }
+}
+
+/// Marks the servers' entries that stand for earlier attempts of a request whose client retried: its log names the last attempt only,
+/// and they are no requests of their own.
+pub(super) fn mark_earlier_attempts(entries: &[Entry], used: &mut [bool]) {
+    let mut retried: HashMap<String, Vec<(usize, u32)>> = HashMap::new();
+    for (i, e) in entries.iter().enumerate().filter(|(_, e)| e.is_client()) {
+        let attempts = e.log.upstream_request_attempt_count.unwrap_or(1);
+        if let (true, Some(id)) = (attempts > 1, &e.log.request_id) {
+            retried.entry(comparable(id)).or_default().push((i, attempts - 1));
+        }
+    }
+    if retried.is_empty() {
+        return;
+    }
+    for (i, server) in entries.iter().enumerate().filter(|(_, e)| !e.is_client()) {
+        let (false, Some(start), Some(id)) = (used[i], server.start, &server.log.request_id) else { continue };
+        let of = retried.get_mut(&comparable(id)).and_then(|list| {
+            list.iter_mut().find(|(client, left)| {
+                let client = &entries[*client];
+                let during = client.start.is_some_and(|from| {
+                    from <= start.offset(TOLERANCE) && start <= from.offset(client.extent()).offset(TOLERANCE)
+                });
+                *left > 0 && during && !conflict(&client.log, &server.log)
+            })
+        });
+        if let Some((_, left)) = of {
+            *left -= 1;
+            used[i] = true;
+        }
+    }
+}
+
+/// The server-side entry of each exchange, as the server's proxy served it.
+fn server_entries(entries: &[Entry]) -> HashMap<usize, usize> {
+    let server = entries.iter().enumerate().filter(|(_, e)| !e.is_client());
+    server.filter_map(|(i, e)| e.downstream.matched().map(|exchange| (exchange, i))).collect()
+}
+
+/// The servers' entries by their peer, in order of start.
+fn logs_by_downstream_peer(entries: &[Entry]) -> HashMap<SocketAddr, Vec<usize>> {
+    let mut map: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
+    for (i, entry) in entries.iter().enumerate().filter(|(_, e)| !e.is_client()) {
+        if let Some(peer) = entry.log.downstream_direct_remote_address {
+            map.entry(peer.0).or_default().push(i);
+        }
+    }
+    for list in map.values_mut() {
+        list.sort_by_key(|&i| entries[i].start);
+    }
+    map
+}
+
+/// True if the two proxies' entries cannot be about the same request.
+fn conflict(client: &HopSide, server: &HopSide) -> bool {
+    let ids = match (&client.request_id, &server.request_id) {
+        (Some(a), Some(b)) => !RequestId::same_request(a, b),
+        _ => false,
+    };
+    let methods = match (&client.method, &server.method) {
+        (Some(a), Some(b)) => a != b,
+        _ => false,
+    };
+    ids || methods
+}

@@ -1,0 +1,199 @@
+//! What is known of one request, put together.
+
+use super::{Entry, Joiner, TOLERANCE, local_reply};
+use crate::exchange::Exchange;
+use meshdiff_model::{Content, Crossing, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie, UnmatchedReason};
+
+impl Joiner<'_> {
+    pub(super) fn empty_hop(&self, client_half: JoinOutcome<()>, server_half: JoinOutcome<()>) -> JoinedHop {
+        JoinedHop {
+            client_log: None,
+            server_log: None,
+            sockets: [None; 6],
+            request: [Crossing::default(); 3],
+            response: [Crossing::default(); 3],
+            connection_setup: None,
+            request_content: Content::Unknown,
+            response_content: Content::Unknown,
+            client_connect: None,
+            client_half,
+            server_half,
+        }
+    }
+
+    /// Fills in one connection of a hop.
+    pub(super) fn put(
+        &self,
+        hop: &mut JoinedHop,
+        link: Link,
+        exchange: &Exchange,
+        response_not_before: Option<MonotonicNs>,
+    ) {
+        let connection = &self.connections[exchange.connection];
+        let at = link as usize;
+        hop.sockets[2 * at] = connection.client.map(|i| self.endpoints[i].socket.cookie);
+        hop.sockets[2 * at + 1] = connection.server.map(|i| self.endpoints[i].socket.cookie);
+        hop.request[at] = exchange.request_crossing(connection, &self.endpoints);
+        hop.response[at] = exchange.response_crossing(connection, &self.endpoints, response_not_before);
+        if link == Link::ClientLoopback {
+            hop.request_content = exchange.request_content.clone();
+            hop.response_content = exchange.response_content.clone();
+            let client = connection.client.map(|i| &self.endpoints[i].socket);
+            if exchange.first_on_connection
+                && let Some((start, end)) = client.and_then(|s| s.connect_start.zip(s.established))
+            {
+                hop.client_connect = Some(end - start);
+            }
+        }
+    }
+
+    pub(super) fn hop(&self, client: Option<&Entry>, server: JoinOutcome<&Entry>) -> JoinedHop {
+        let mut hop = self.empty_hop(
+            JoinOutcome::Unmatched(UnmatchedReason::ClientLogMissing),
+            match &server {
+                JoinOutcome::Matched(_) => JoinOutcome::Matched(()),
+                JoinOutcome::Ambiguous(r) => JoinOutcome::Ambiguous(*r),
+                JoinOutcome::Unmatched(r) => JoinOutcome::Unmatched(*r),
+            },
+        );
+        let server = server.matched();
+        // Inside out: what marks a response on an outer connection must come after it was ready on the inner one.
+        let mut inner: Option<MonotonicNs> = None;
+        if let Some(server) = server {
+            hop.server_log = Some(server.log.clone());
+            if let JoinOutcome::Matched(e) = server.upstream {
+                self.put(&mut hop, Link::ServerLoopback, &self.exchanges[e], None);
+                self.doubt_end(&mut hop, Link::ServerLoopback, &self.exchanges[e], None);
+                inner = hop.response[Link::ServerLoopback as usize].ready;
+            }
+            // Envoy says when it began to encode the response: the bytes leave after that.
+            let mark = server.log.timings.time_to_first_downstream_tx_byte;
+            inner = inner.or_else(|| Some(server.start?.offset(mark?).offset(-TOLERANCE)));
+        }
+        let network = server.and_then(|s| s.downstream.matched()).or_else(|| client.and_then(|c| c.upstream.matched()));
+        if let Some(e) = network {
+            self.put(&mut hop, Link::Network, &self.exchanges[e], inner);
+            self.doubt_end(&mut hop, Link::Network, &self.exchanges[e], server);
+            // Where turns are all that tells requests apart, one that was lost can lengthen its neighbour.
+            let lost = hop.sockets[2..4].iter().flatten().any(|s| self.lossy.contains(s));
+            if lost || self.parted.contains(&e) {
+                forget_end(&mut hop.request[Link::Network as usize]);
+                forget_end(&mut hop.response[Link::Network as usize]);
+            }
+            hop.connection_setup = self.setup_of(&self.exchanges[e], client);
+        }
+        if let Some(client) = client {
+            hop.client_log = Some(client.log.clone());
+            if let JoinOutcome::Matched(e) = client.downstream {
+                self.put(&mut hop, Link::ClientLoopback, &self.exchanges[e], None);
+                self.doubt_end(&mut hop, Link::ClientLoopback, &self.exchanges[e], Some(client));
+            }
+        }
+        if client.or(server).is_some_and(|e| self.near_the_end(e)) {
+            forget_ends(&mut hop);
+        }
+        self.judge(&mut hop, client, server);
+        hop
+    }
+
+    /// A loss is noticed by what comes after it. Where nothing comes after an exchange on its connection, its last bytes may have been
+    /// lost without a trace: then both ends, and the log of the proxy that sent the response, must bear each other out.
+    fn doubt_end(&self, hop: &mut JoinedHop, link: Link, exchange: &Exchange, proxy: Option<&Entry>) {
+        let connection = &self.connections[exchange.connection];
+        let last = self.of_connection[exchange.connection].end - 1;
+        if !std::ptr::eq(exchange, &self.exchanges[last]) {
+            return;
+        }
+        let mark = proxy.and_then(|p| Some(p.start?.offset(p.log.timings.time_to_last_downstream_tx_byte?)));
+        let response = &mut hop.response[link as usize];
+        let unheard = match mark {
+            Some(mark) => response.last_send.is_none_or(|sent| sent.offset(TOLERANCE) < mark),
+            // No log: what was lost elsewhere may have been lost here.
+            None => !self.lossy.is_empty(),
+        };
+        let one_sided = connection.client.is_none() || connection.server.is_none();
+        if unheard || one_sided {
+            forget_end(response);
+            forget_end(&mut hop.request[link as usize]);
+        }
+    }
+
+    /// S3's connect and handshake, if this exchange is the first on it and the connect began after the proxy had the request.
+    fn setup_of(&self, exchange: &Exchange, client: Option<&Entry>) -> Option<(MonotonicNs, MonotonicNs)> {
+        let connection = &self.connections[exchange.connection];
+        let end = &self.endpoints[connection.client?];
+        let start = end.socket.connect_start?;
+        let served = client?.downstream.matched()?;
+        let had = self.read_by_server(&self.exchanges[served])?;
+        let sent = exchange.request_crossing(connection, &self.endpoints).send?;
+        if !exchange.first_on_connection || start < had || start > sent {
+            return None;
+        }
+        let handshake = end.egress.pieces.iter().filter(|p| p.content == Content::TlsHandshake && p.last <= sent);
+        let done = handshake.map(|p| p.last).max().or(end.socket.established)?;
+        Some((start, done.min(sent)))
+    }
+
+    /// Sets both halves' outcomes from what is there.
+    fn judge(&self, hop: &mut JoinedHop, client: Option<&Entry>, server: Option<&Entry>) {
+        let whole = |c: &Crossing| c.send.is_some() && c.ready.is_some();
+        if let Some(client) = client {
+            let local = local_reply(&client.log);
+            let loopback = client.downstream.map(|_| ());
+            hop.client_half = match (loopback, &client.upstream) {
+                (JoinOutcome::Matched(()), _) if local => JoinOutcome::Matched(()),
+                (JoinOutcome::Matched(()), up) => up.map(|_| ()),
+                (other, _) => other,
+            };
+            let links: &[Link] = if local { &[Link::ClientLoopback] } else { &[Link::ClientLoopback, Link::Network] };
+            let seen = links.iter().all(|&l| whole(hop.request_on(l)) && whole(hop.response_on(l)))
+                && hop.response_on(Link::ClientLoopback).last_recv.is_some();
+            if matches!(hop.client_half, JoinOutcome::Matched(())) && !seen {
+                hop.client_half = JoinOutcome::Unmatched(self.why_unseen(hop, client));
+            }
+        }
+        if let Some(server) = server {
+            hop.server_half = match (server.downstream.map(|_| ()), server.upstream.map(|_| ())) {
+                (JoinOutcome::Matched(()), _) if local_reply(&server.log) => JoinOutcome::Matched(()),
+                (JoinOutcome::Matched(()), up) => up,
+                (other, _) => other,
+            };
+            let links = if local_reply(&server.log) { &[][..] } else { &[Link::ServerLoopback][..] };
+            let seen = links.iter().all(|&l| whole(hop.request_on(l)) && whole(hop.response_on(l)));
+            if matches!(hop.server_half, JoinOutcome::Matched(())) && !seen {
+                hop.server_half = JoinOutcome::Unmatched(self.why_unseen(hop, server));
+            }
+        }
+    }
+
+    /// Order of start: by the earliest instant known.
+    pub(super) fn start_key(&self, hop: &JoinedHop) -> (MonotonicNs, Option<SocketCookie>) {
+        let kernel = hop.request.iter().filter_map(|c| c.send.or(c.ready)).min();
+        let log = || {
+            let log = hop.client_log.as_ref().or(hop.server_log.as_ref())?;
+            self.input.clock.to_monotonic(log.start_time)
+        };
+        (kernel.or_else(log).unwrap_or_default(), hop.sockets.iter().flatten().next().copied())
+    }
+
+    /// Why a socket's instants are missing although its exchange was found.
+    fn why_unseen(&self, hop: &JoinedHop, entry: &Entry) -> UnmatchedReason {
+        let lost = hop.sockets.iter().flatten().any(|cookie| self.lossy.contains(cookie));
+        if lost {
+            UnmatchedReason::EventsLost
+        } else if self.near_the_end(entry) {
+            UnmatchedReason::StillOpen
+        } else {
+            UnmatchedReason::SocketNotSeen
+        }
+    }
+}
+
+/// Takes away what is said of last bytes: the recording ended before these messages did, or may have.
+pub(super) fn forget_ends(hop: &mut JoinedHop) {
+    hop.request.iter_mut().chain(&mut hop.response).for_each(forget_end);
+}
+
+fn forget_end(crossing: &mut Crossing) {
+    *crossing = Crossing { last_send: None, last_ready: None, last_recv: None, ..*crossing };
+}

@@ -1,0 +1,271 @@
+//! Puts access log entries on exchanges, and exchanges together into hops.
+
+mod clock;
+mod find;
+mod halves;
+mod hop;
+mod turns;
+
+use crate::connection::{Connection, Endpoint};
+use crate::exchange::Exchange;
+use clock::Steps;
+use meshdiff_model::{
+    AmbiguityReason, ClockAnchor, DurationNs, HopProtocol, HopSide, JoinOutcome, JoinedHop, Message, MonotonicNs, Side,
+    Socket, SocketCookie, UnmatchedReason,
+};
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// How far an access log's instant may lie from the kernel's. `start_time` has steps of 1 µs, and the wall clock's
+/// readings that anchor it are good to a few µs.
+const TOLERANCE: DurationNs = DurationNs::from_micros(20);
+
+/// What happens this shortly before the recording's end may be cut off by it.
+const AT_THE_END: DurationNs = DurationNs::from_millis(1);
+
+/// What a recording holds, as far as the joins need it.
+#[derive(Clone, Copy, Debug)]
+pub struct HopInput<'a> {
+    /// Sockets, one for each cookie.
+    pub sockets: &'a [Socket],
+    /// Messages; those of one socket and direction in the order of assembly.
+    pub messages: &'a [Message],
+    /// Access log entries, in any order.
+    pub access_logs: &'a [HopSide],
+    /// How the node's wall clock ran against its monotonic clock.
+    pub clock: &'a ClockAnchor,
+    /// First and last instant of the recording.
+    pub window: (MonotonicNs, MonotonicNs),
+}
+
+/// Everything found, before it becomes a graph.
+pub(crate) struct Joined {
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) connections: Vec<Connection>,
+    pub(crate) hops: Vec<JoinedHop>,
+    /// HTTP requests that the kernel saw client applications send to their sidecar.
+    pub(crate) client_messages: u64,
+    /// Entries that stand for TCP connections.
+    pub(crate) tcp_entries: u64,
+}
+
+/// An access log entry and the exchanges it speaks of.
+struct Entry {
+    log: Arc<HopSide>,
+    /// The start of its stream, by the wall clock.
+    start: Option<MonotonicNs>,
+    downstream: JoinOutcome<usize>,
+    upstream: JoinOutcome<usize>,
+}
+
+impl Entry {
+    fn is_client(&self) -> bool {
+        self.log.side == Some(Side::Client)
+    }
+
+    fn extent(&self) -> DurationNs {
+        self.log.timings.extent().unwrap_or_default()
+    }
+}
+
+struct Joiner<'a> {
+    input: HopInput<'a>,
+    endpoints: Vec<Endpoint>,
+    connections: Vec<Connection>,
+    exchanges: Vec<Exchange>,
+    /// Exchanges of each connection, in order.
+    of_connection: Vec<std::ops::Range<usize>>,
+    /// Connections by the address of the end that connected.
+    by_client: HashMap<SocketAddr, Vec<usize>>,
+    /// Sockets of which events were lost.
+    lossy: HashSet<SocketCookie>,
+    /// Client ends of connections between sidecars that carry several streams at once, by what their servers say.
+    multiplexed: HashSet<SocketAddr>,
+    /// First exchanges of encrypted connections that nobody says to be whole: the next turn, which may be their rest, is no request
+    /// that anybody speaks of.
+    parted: HashSet<usize>,
+    steps: Steps,
+    has_kernel: bool,
+}
+
+pub(crate) fn join(input: HopInput<'_>) -> Joined {
+    let endpoints = crate::connection::endpoints(input.sockets, input.messages);
+    let connections = crate::connection::pair(&endpoints);
+    let mut by_client: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
+    for (i, connection) in connections.iter().enumerate() {
+        by_client.entry(connection.client_address(&endpoints)).or_default().push(i);
+    }
+    let cut = |(i, connection)| crate::exchange::cut(i, connection, &endpoints);
+    let mut cuts: Vec<Vec<Exchange>> = connections.iter().enumerate().map(cut).collect();
+    turns::mend(input, &connections, &endpoints, &by_client, &mut cuts);
+    let mut exchanges = Vec::new();
+    let mut of_connection = Vec::with_capacity(connections.len());
+    for cut in cuts {
+        let from = exchanges.len();
+        exchanges.extend(cut);
+        of_connection.push(from..exchanges.len());
+    }
+    let has_kernel = !input.messages.is_empty();
+    let lossy = endpoints.iter().filter(|e| e.socket.lost_events > 0).map(|e| e.socket.cookie).collect();
+    let multiplexed = input
+        .access_logs
+        .iter()
+        .filter(|log| log.side != Some(Side::Client) && is_multiplexed(log.protocol))
+        .filter_map(|log| log.downstream_direct_remote_address.map(|a| a.0))
+        .collect();
+    let steps = Steps::of(input.clock);
+    let mut joiner = Joiner {
+        input,
+        endpoints,
+        connections,
+        exchanges,
+        of_connection,
+        by_client,
+        lossy,
+        multiplexed,
+        parted: HashSet::new(),
+        steps,
+        has_kernel,
+    };
+    let (hops, client_messages) = joiner.hops();
+    let tcp = |log: &&HopSide| log.access_log_type.is_terminal() && log.protocol == HopProtocol::Tcp;
+    let tcp_entries = input.access_logs.iter().filter(tcp).count() as u64;
+    Joined { endpoints: joiner.endpoints, connections: joiner.connections, hops, client_messages, tcp_entries }
+}
+
+impl Joiner<'_> {
+    fn hops(&mut self) -> (Vec<JoinedHop>, u64) {
+        let mut entries = self.entries();
+        reject_double_claims(&mut entries);
+        self.reject_rests(&mut entries);
+        self.parted = self.parted(&entries);
+        let servers = self.servers(&entries);
+
+        let mut hops = Vec::new();
+        let mut used = vec![false; entries.len()];
+        for (i, entry) in entries.iter().enumerate().filter(|(_, e)| e.is_client()) {
+            used[i] = true;
+            let server = servers[i].unwrap_or(JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing));
+            if let JoinOutcome::Matched(s) = server {
+                used[s] = true;
+            }
+            hops.push(self.hop(Some(entry), server.map(|s| &entries[s])));
+        }
+        halves::mark_earlier_attempts(&entries, &mut used);
+        for (_, entry) in entries.iter().enumerate().filter(|(i, _)| !used[*i]) {
+            hops.push(self.hop(None, JoinOutcome::Matched(entry)));
+        }
+        let client_messages = self.kernel_only(&entries, &mut hops);
+        hops.sort_by_cached_key(|hop| self.start_key(hop));
+        (hops, client_messages)
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let mut entries: Vec<Entry> = self
+            .input
+            .access_logs
+            .iter()
+            .filter(|log| log.access_log_type.is_terminal() && log.protocol != HopProtocol::Tcp)
+            .map(|log| (log, self.input.clock.to_monotonic(log.start_time)))
+            .filter(|(log, start)| self.is_of_the_recording(log, *start))
+            .map(|(log, start)| {
+                let downstream = self.downstream(log, start);
+                let upstream = self.upstream(log, start, downstream);
+                Entry { log: Arc::new(log.clone()), start, downstream, upstream }
+            })
+            .collect();
+        entries.sort_by(|a, b| {
+            let key = |e: &Entry| (e.log.start_time, e.log.downstream_direct_remote_address, e.log.side);
+            key(a).cmp(&key(b)).then_with(|| (&a.log.node, &a.log.stream_id).cmp(&(&b.log.node, &b.log.stream_id)))
+        });
+        entries
+    }
+
+    /// The second turn of an encrypted connection is a request of its own only if somebody says that it or the first one was: else it may
+    /// be the first request's body, which session tickets parted from its head. Likewise what came first on a connection that was open
+    /// before the recording may be the rest of something, unless the client's proxy says that it began afterwards.
+    fn reject_rests(&self, entries: &mut [Entry]) {
+        let served: HashSet<usize> = entries.iter().filter_map(|e| e.downstream.matched()).collect();
+        let sent: HashSet<usize> = entries.iter().filter_map(|e| e.upstream.matched()).collect();
+        let doubtful = |outcome: JoinOutcome<usize>| {
+            outcome.matched().is_some_and(|x| {
+                let first = self.of_connection[self.exchanges[x].connection].start;
+                x == first + 1
+                    && self.exchanges[first].after_handshake
+                    && !sent.contains(&x)
+                    && !served.contains(&first)
+                    && !sent.contains(&first)
+            })
+        };
+        let rest = |outcome: JoinOutcome<usize>| {
+            outcome.matched().is_some_and(|x| self.exchanges[x].beginning_unseen && !sent.contains(&x))
+        };
+        for entry in entries.iter_mut() {
+            if rest(entry.downstream) {
+                entry.downstream = JoinOutcome::Unmatched(UnmatchedReason::BeforeRecording);
+            } else if doubtful(entry.downstream) {
+                entry.downstream = JoinOutcome::Ambiguous(AmbiguityReason::SeveralExchanges);
+            }
+        }
+    }
+
+    fn parted(&self, entries: &[Entry]) -> HashSet<usize> {
+        let claimed: HashSet<usize> =
+            entries.iter().flat_map(|e| [e.downstream.matched(), e.upstream.matched()]).flatten().collect();
+        let firsts = self.of_connection.iter().filter(|range| range.len() > 1).map(|range| range.start);
+        firsts.filter(|&x| self.exchanges[x].after_handshake && !claimed.contains(&(x + 1))).collect()
+    }
+
+    /// False for what is known to have ended before the recording began (Envoy holds its entries for up to a second), and for
+    /// what began after its end (while the entries of what came before were waited for).
+    fn is_of_the_recording(&self, log: &HopSide, start: Option<MonotonicNs>) -> bool {
+        let (first, last) = self.input.window;
+        let Some(start) = start else { return true };
+        let ended = log.timings.extent().is_some_and(|e| start.offset(e).offset(TOLERANCE) < first);
+        !ended && start <= last
+    }
+
+    /// True if the entry's stream ended after the recording did, or so shortly before that its last bytes may not have left yet.
+    fn near_the_end(&self, entry: &Entry) -> bool {
+        self.has_kernel
+            && entry.start.is_some_and(|s| s.offset(entry.extent()).offset(AT_THE_END) > self.input.window.1)
+    }
+}
+
+/// An exchange that several entries claim belongs to none of them.
+fn reject_double_claims(entries: &mut [Entry]) {
+    let mut down: HashMap<usize, u32> = HashMap::new();
+    let mut up: HashMap<usize, u32> = HashMap::new();
+    for entry in entries.iter() {
+        if let JoinOutcome::Matched(e) = entry.downstream {
+            *down.entry(e).or_default() += 1;
+        }
+        if let JoinOutcome::Matched(e) = entry.upstream {
+            *up.entry(e).or_default() += 1;
+        }
+    }
+    let several = |claims: &HashMap<usize, u32>, e| claims.get(&e).is_some_and(|n| *n > 1);
+    for entry in entries {
+        if let JoinOutcome::Matched(e) = entry.downstream
+            && several(&down, e)
+        {
+            entry.downstream = JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs);
+        }
+        if let JoinOutcome::Matched(e) = entry.upstream
+            && several(&up, e)
+        {
+            entry.upstream = JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs);
+        }
+    }
+}
+
+/// True if Envoy answered the request itself: no upstream host was involved.
+fn local_reply(log: &HopSide) -> bool {
+    log.upstream_local_address.is_none() && log.upstream_remote_address.is_none()
+}
+
+/// True if a connection of this protocol carries several streams at once, so that turns do not tell them apart.
+fn is_multiplexed(protocol: HopProtocol) -> bool {
+    matches!(protocol, HopProtocol::Http2 | HopProtocol::Http3)
+}

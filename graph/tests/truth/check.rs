@@ -1,0 +1,176 @@
+//! Judges hops against the truth.
+
+use super::world::{TrueCrossing, TrueRequest, World};
+use meshdiff_graph::{Directory, Hop, HopInput, MeshGraph};
+use meshdiff_model::{Crossing, JoinOutcome, JoinedHop, MonotonicNs, NodeId, UnmatchedReason, Workload};
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// Nobody is known.
+pub(crate) struct Nobody;
+
+impl Directory for Nobody {
+    fn by_proxy(&self, _: &NodeId) -> Option<Workload> {
+        None
+    }
+    fn by_address(&self, _: IpAddr) -> Option<Workload> {
+        None
+    }
+    fn service_of_cluster(&self, _: &str) -> Option<(String, Option<String>)> {
+        None
+    }
+}
+
+pub(crate) fn join(world: &World) -> MeshGraph {
+    let input = HopInput {
+        sockets: &world.sockets,
+        messages: &world.messages,
+        access_logs: &world.logs,
+        clock: &world.clock,
+        window: world.window,
+    };
+    MeshGraph::build(input, &[], &Nobody)
+}
+
+/// What came out, in numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    /// Requests that nothing excuses.
+    pub(crate) ordinary: usize,
+    /// Of these, the full ones.
+    pub(crate) full: usize,
+}
+
+fn number(path: &str) -> usize {
+    path.strip_prefix("/r").and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("a strange path {path}"))
+}
+
+/// Which request a hop is, by its logs and by the first socket and instant; panics if these disagree.
+pub(crate) fn identity(hop: &JoinedHop, by_first_send: &HashMap<(u64, u64), usize>) -> Option<usize> {
+    let client = hop.client_log.as_ref().and_then(|l| l.path.as_deref()).map(number);
+    let server = hop.server_log.as_ref().and_then(|l| l.path.as_deref()).map(number);
+    let kernel = match (hop.sockets[0], hop.request[0].send) {
+        (Some(socket), Some(send)) => by_first_send.get(&(socket.0, send.0)).copied(),
+        _ => None,
+    };
+    let mut all = [client, server, kernel].into_iter().flatten();
+    let first = all.next()?;
+    assert!(
+        all.all(|n| n == first),
+        "a wrong join: client's log {client:?}, server's {server:?}, kernel {kernel:?}\n{hop:#?}"
+    );
+    Some(first)
+}
+
+fn exact(what: &str, n: usize, seen: &Crossing, truth: Option<&TrueCrossing>, hop: &JoinedHop) {
+    let Some(truth) = truth else {
+        panic!("request {n} {what}: instants of a connection that it did not use\n{hop:#?}");
+    };
+    for (name, seen, truth) in [
+        ("send", seen.send, truth.send),
+        ("ready", seen.ready, truth.ready),
+        ("recv", seen.recv, truth.recv),
+        ("last_send", seen.last_send, truth.last_send),
+        ("last_ready", seen.last_ready, truth.last_ready),
+        ("last_recv", seen.last_recv, truth.last_recv),
+    ] {
+        if let Some(MonotonicNs(seen)) = seen {
+            assert_eq!(seen, truth, "request {n} {what} {name} is wrong: {hop:#?}");
+        }
+    }
+}
+
+/// True if nothing excuses that a request is not full.
+pub(crate) fn ordinary(world: &World, request: &TrueRequest) -> bool {
+    let attempt = request.attempts.iter();
+    let sockets = request.sockets.iter().chain(attempt.clone().flat_map(|a| &a.sockets));
+    request.request.send >= world.window.0.0
+        && request.response.last_recv + 5_000_000 <= world.window.1.0
+        && !request.client_log_lost
+        && request.attempts.len() < 2
+        && attempt.clone().all(|a| !a.server_log_lost)
+        && sockets.clone().all(|s| !world.lossy.contains(s))
+}
+
+/// Judges every hop.
+pub(crate) fn judge(world: &World, hops: &[Hop]) -> Tally {
+    let firsts = || world.requests.iter().enumerate();
+    let by_first_send: HashMap<(u64, u64), usize> =
+        firsts().map(|(n, r)| ((r.sockets[0], r.request.send), n)).collect();
+    let mut tally = Tally::default();
+    let mut of_request: Vec<Vec<&JoinedHop>> = vec![Vec::new(); world.requests.len()];
+    for hop in hops {
+        let joined = &hop.joined;
+        let Some(n) = identity(joined, &by_first_send) else {
+            // Without a log there must be the beginning of an application's request, or what is left of it after a loss.
+            let lossy = joined.sockets.iter().flatten().any(|s| world.lossy.contains(&s.0));
+            assert!(lossy, "a hop that is no request: {joined:#?}");
+            continue;
+        };
+        of_request[n].push(joined);
+        let truth = &world.requests[n];
+        // Which attempt it is: the last, but for entries of servers that only an earlier attempt explains.
+        let attempt = truth.attempts.iter().rev().find(|a| {
+            joined.sockets[2..].iter().zip(a.sockets).all(|(seen, truth)| seen.is_none_or(|s| s.0 == truth))
+                && joined.request[1]
+                    .send
+                    .or(joined.request[2].send)
+                    .is_none_or(|at| [a.request[0].send, a.request[1].send].contains(&at.0))
+        });
+        if attempt.is_none() && joined.sockets[2..].iter().any(Option::is_some) {
+            panic!("request {n}: a wrong join of sockets\n{joined:#?}\n{truth:#?}");
+        }
+        for (seen, truth) in joined.sockets[..2].iter().zip(truth.sockets) {
+            assert!(seen.is_none_or(|s| s.0 == truth), "request {n}: a wrong join of S1 or S2\n{joined:#?}");
+        }
+        exact("request on S1/S2", n, &joined.request[0], Some(&truth.request), joined);
+        exact("response on S1/S2", n, &joined.response[0], Some(&truth.response), joined);
+        for link in [1, 2] {
+            if joined.sockets[2 * link].is_some() || joined.sockets[2 * link + 1].is_some() {
+                let (there, back) = (attempt.map(|a| &a.request[link - 1]), attempt.map(|a| &a.response[link - 1]));
+                exact(&format!("request on link {link}"), n, &joined.request[link], there, joined);
+                exact(&format!("response on link {link}"), n, &joined.response[link], back, joined);
+            }
+        }
+        if let Some((start, end)) = joined.connection_setup {
+            let connected = attempt.and_then(|a| a.connected);
+            let (true_start, usable) = connected.unwrap_or_else(|| panic!("request {n} did not wait for a connect"));
+            assert_eq!(start.0, true_start, "request {n}: connect");
+            assert!(end.0 <= usable + 1 && end > start, "request {n}: connect until {end:?}, usable at {usable}");
+        }
+    }
+    for (n, request) in firsts() {
+        let hops = &of_request[n];
+        let of_client = hops.iter().filter(|h| h.client_log.is_some() || h.request[0].send.is_some()).count();
+        assert!(of_client <= 1, "request {n} is counted {of_client} times: {hops:#?}");
+        if !ordinary(world, request) {
+            continue;
+        }
+        tally.ordinary += 1;
+        assert_eq!(hops.len(), 1, "request {n} is ordinary and has not one hop: {hops:#?}\n{request:#?}");
+        let hop = hops[0];
+        let local = request.attempts.is_empty();
+        let full = hop.client_half == JoinOutcome::Matched(())
+            && match hop.server_half {
+                JoinOutcome::Matched(()) => !local,
+                JoinOutcome::Unmatched(UnmatchedReason::LocalReply) => local,
+                _ => false,
+            };
+        // What attribution rests on: the head's send and ready on every connection, and the last byte at the client. The other instants
+        // only feed details, and are told where they are certain: not for what nothing follows on its connection, for instance.
+        let links = if local { 1 } else { 3 };
+        let heads = |list: &[Crossing]| list[..links].iter().all(head_seen);
+        let whole = heads(&hop.request) && heads(&hop.response) && hop.response[0].last_recv.is_some();
+        let setup = request.attempts.first().is_none_or(|a| a.connected.is_some() == hop.connection_setup.is_some());
+        if full && whole && setup {
+            tally.full += 1;
+        } else if std::env::var_os("TRUTH_VERBOSE").is_some() {
+            println!("request {n} is ordinary and not full: setup {setup} whole {whole}\n{hop:#?}\n{request:#?}");
+        }
+    }
+    tally
+}
+
+fn head_seen(c: &Crossing) -> bool {
+    c.send.is_some() && c.ready.is_some()
+}
