@@ -74,6 +74,9 @@ impl Joiner<'_> {
     /// The exchange of a connection in which a stream was created at `start`: after its request could be read, before its
     /// response was sent.
     fn served_on(&self, connection: usize, log: &HopSide, start: MonotonicNs) -> Found {
+        if self.multiplexed.contains(&connection) {
+            return JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead);
+        }
         let list = &self.exchanges[self.of_connection[connection].clone()];
         let ended_before = |e: &Exchange| self.answered_by_server(e).offset(TOLERANCE) < start;
         // The last exchange that the proxy had begun to read when the stream was created.
@@ -121,9 +124,6 @@ impl Joiner<'_> {
             Ok(start) => start,
             Err(none) => return none,
         };
-        if is_multiplexed(log.protocol) || self.multiplexed.contains(&local.0) {
-            return JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead);
-        }
         if start < self.input.window.0 {
             return JoinOutcome::Unmatched(UnmatchedReason::BeforeRecording);
         }
@@ -158,14 +158,17 @@ impl Joiner<'_> {
                 });
                 of_proxy && to_there && connection.link != Some(Link::ClientLoopback)
             })
-            .map(|c| self.sent_on(c, from, to))
+            .map(|c| self.sent_on(c, log, from, to))
             .fold(JoinOutcome::Unmatched(UnmatchedReason::SocketNotSeen), prefer)
     }
 
     /// The one exchange of a connection that began between the marks. The request leaves after its mark, so only the clocks'
     /// error counts at that end; the response's mark lies at least a round trip after the send, so that end needs no tolerance
     /// (and must not have any: a waiting request can follow on the same connection at once).
-    fn sent_on(&self, connection: usize, from: MonotonicNs, to: MonotonicNs) -> Found {
+    fn sent_on(&self, connection: usize, log: &HopSide, from: MonotonicNs, to: MonotonicNs) -> Found {
+        if self.multiplexed.contains(&connection) {
+            return JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead);
+        }
         let list = &self.exchanges[self.of_connection[connection].clone()];
         let first = list.partition_point(|e| e.first < from.offset(-TOLERANCE));
         let mut fitting = list[first..].iter().take_while(|e| e.first <= to);
@@ -178,18 +181,18 @@ impl Joiner<'_> {
             (Some(e), None) if e.pipelined || before.is_some_and(|b| b.pipelined) => {
                 JoinOutcome::Ambiguous(AmbiguityReason::SeveralExchanges)
             }
-            (Some(e), None) if self.is_opaque(e) => JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead),
+            (Some(e), None) if self.is_opaque(e, log) => JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead),
             (Some(_), None) => JoinOutcome::Matched(self.of_connection[connection].start + first),
         }
     }
 
-    /// True if an exchange with the application, where nothing is encrypted between, does not begin with a request's head: its turns
-    /// may be anything.
-    fn is_opaque(&self, exchange: &Exchange) -> bool {
+    /// True if an exchange does not begin with a request's head where one should be seen (with the application nothing is encrypted), or
+    /// where several streams at once are to be expected: its turns may be anything.
+    fn is_opaque(&self, exchange: &Exchange, log: &HopSide) -> bool {
         let connection = &self.connections[exchange.connection];
-        connection.link == Some(Link::ServerLoopback)
-            && connection.client.is_some()
-            && !matches!(exchange.request_content, Content::Http1Request { .. })
+        let plain = connection.link == Some(Link::ServerLoopback) && connection.client.is_some();
+        let head = matches!(exchange.request_content, Content::Http1Request { .. });
+        !head && (plain || is_multiplexed(log.protocol))
     }
 }
 

@@ -74,9 +74,7 @@ impl Joiner<'_> {
         if let Some(e) = network {
             self.put(&mut hop, Link::Network, &self.exchanges[e], inner);
             self.doubt_end(&mut hop, Link::Network, &self.exchanges[e], server);
-            // Where turns are all that tells requests apart, one that was lost can lengthen its neighbour.
-            let lost = hop.sockets[2..4].iter().flatten().any(|s| self.lossy.contains(s));
-            if lost || self.parted.contains(&e) {
+            if self.parted.contains(&e) {
                 forget_end(&mut hop.request[Link::Network as usize]);
                 forget_end(&mut hop.response[Link::Network as usize]);
             }
@@ -97,20 +95,20 @@ impl Joiner<'_> {
     }
 
     /// A loss is noticed by what comes after it. Where nothing comes after an exchange on its connection, its last bytes may have been
-    /// lost without a trace: then both ends, and the log of the proxy that sent the response, must bear each other out.
+    /// lost without a trace: then they count only if nothing was lost in the whole recording, and both ends and the log of the proxy that
+    /// sent the response bear each other out. A close comes after, too.
     fn doubt_end(&self, hop: &mut JoinedHop, link: Link, exchange: &Exchange, proxy: Option<&Entry>) {
         let connection = &self.connections[exchange.connection];
         let last = self.of_connection[exchange.connection].end - 1;
-        if !std::ptr::eq(exchange, &self.exchanges[last]) {
+        let ends = || [connection.client, connection.server].into_iter().flatten().map(|i| &self.endpoints[i].socket);
+        if !std::ptr::eq(exchange, &self.exchanges[last]) || ends().all(|s| s.closed.is_some()) {
             return;
         }
         let mark = proxy.and_then(|p| Some(p.start?.offset(p.log.timings.time_to_last_downstream_tx_byte?)));
         let response = &mut hop.response[link as usize];
-        let unheard = match mark {
-            Some(mark) => response.last_send.is_none_or(|sent| sent.offset(TOLERANCE) < mark),
-            // No log: what was lost elsewhere may have been lost here.
-            None => !self.lossy.is_empty(),
-        };
+        let unheard = mark.is_some_and(|mark| response.last_send.is_none_or(|at| at.offset(TOLERANCE) < mark));
+        // What was lost elsewhere may have been lost here.
+        let unheard = unheard || !self.lossy.is_empty();
         let one_sided = connection.client.is_none() || connection.server.is_none();
         if unheard || one_sided {
             forget_end(response);
@@ -183,6 +181,9 @@ impl Joiner<'_> {
             UnmatchedReason::EventsLost
         } else if self.near_the_end(entry) {
             UnmatchedReason::StillOpen
+        } else if !self.lossy.is_empty() && hop.sockets[..4].iter().all(Option::is_some) {
+            // The last exchange of its connection, in a recording with losses.
+            UnmatchedReason::EventsLost
         } else {
             UnmatchedReason::SocketNotSeen
         }

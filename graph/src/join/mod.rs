@@ -4,6 +4,7 @@ mod clock;
 mod find;
 mod halves;
 mod hop;
+mod multiplexed;
 mod turns;
 
 use crate::connection::{Connection, Endpoint};
@@ -80,8 +81,8 @@ struct Joiner<'a> {
     by_client: HashMap<SocketAddr, Vec<usize>>,
     /// Sockets of which events were lost.
     lossy: HashSet<SocketCookie>,
-    /// Client ends of connections between sidecars that carry several streams at once, by what their servers say.
-    multiplexed: HashSet<SocketAddr>,
+    /// Connections that carry several requests at once (HTTP/2 and later), by index.
+    multiplexed: HashSet<usize>,
     /// First exchanges of encrypted connections that nobody says to be whole: the next turn, which may be their rest, is no request
     /// that anybody speaks of.
     parted: HashSet<usize>,
@@ -98,7 +99,8 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
     }
     let cut = |(i, connection)| crate::exchange::cut(i, connection, &endpoints);
     let mut cuts: Vec<Vec<Exchange>> = connections.iter().enumerate().map(cut).collect();
-    turns::mend(input, &connections, &endpoints, &by_client, &mut cuts);
+    let multiplexed = multiplexed::find(input, &endpoints, &connections, &by_client);
+    turns::mend(input, &connections, &endpoints, &by_client, &multiplexed, &mut cuts);
     let mut exchanges = Vec::new();
     let mut of_connection = Vec::with_capacity(connections.len());
     for cut in cuts {
@@ -108,12 +110,6 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
     }
     let has_kernel = !input.messages.is_empty();
     let lossy = endpoints.iter().filter(|e| e.socket.lost_events > 0).map(|e| e.socket.cookie).collect();
-    let multiplexed = input
-        .access_logs
-        .iter()
-        .filter(|log| log.side != Some(Side::Client) && is_multiplexed(log.protocol))
-        .filter_map(|log| log.downstream_direct_remote_address.map(|a| a.0))
-        .collect();
     let steps = Steps::of(input.clock);
     let mut joiner = Joiner {
         input,

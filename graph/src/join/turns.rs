@@ -8,7 +8,7 @@ use super::{HopInput, TOLERANCE, is_multiplexed};
 use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
 use meshdiff_model::{HopSide, MonotonicNs, Side};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 /// Joins what tickets parted. `cuts` holds each connection's exchanges.
@@ -17,6 +17,7 @@ pub(super) fn mend(
     connections: &[Connection],
     endpoints: &[Endpoint],
     by_client: &HashMap<SocketAddr, Vec<usize>>,
+    multiplexed: &HashSet<usize>,
     cuts: &mut [Vec<Exchange>],
 ) {
     // How many exchanges the one log of each side says to be one.
@@ -26,7 +27,7 @@ pub(super) fn mend(
         for &c in by_client.get(&window.client).into_iter().flatten() {
             let (list, to) = (&cuts[c], window.to);
             let parted = list.len() > 1 && list[0].after_handshake && list[1].first <= to;
-            if !parted || !is_meant(log, &connections[c], endpoints) {
+            if !parted || multiplexed.contains(&c) || !is_meant(log, &connections[c], endpoints) {
                 continue;
             }
             let readable = list[1].request_crossing(&connections[c], endpoints).ready;

@@ -609,7 +609,7 @@ fn finish(mut b: Builder) -> World {
     let latest = b.socks.iter().flat_map(|s| s.events.iter().map(|e| e.0)).max().unwrap_or(0);
     let to = if b.config.window.1 >= 100 { latest + 5_000_000 } else { at(b.config.window.1) };
     let mut lossy = HashSet::new();
-    let mut delivered: Vec<Recorded> = Vec::new();
+    let mut delivered: Vec<Delivered> = Vec::new();
     let loss = b.config.loss;
     let mut rng = StdRng::seed_from_u64(b.config.seed ^ 0x5eed);
     for (i, sock) in b.socks.iter_mut().enumerate() {
@@ -679,6 +679,9 @@ fn finish(mut b: Builder) -> World {
     }
 }
 
+/// Instant, socket, counter, process, what happened, and who the socket is where that is announced.
+type Delivered = (u64, SocketCookie, u32, Tgid, Owned, Option<Identity>);
+
 /// A probe's record that owns its bytes.
 enum Owned {
     Send { seq: SeqNo, len: u32, prefix: Vec<u8> },
@@ -687,10 +690,7 @@ enum Owned {
     State { old: TcpState, new: TcpState, write_seq: SeqNo },
 }
 
-/// When, on which socket, with which counter, in whose context, what; and the announcement that comes before it.
-type Recorded = (u64, SocketCookie, u32, Tgid, Owned, Option<Identity>);
-
-fn assemble(events: &[Recorded], end: u64) -> (Vec<Socket>, Vec<Message>) {
+fn assemble(events: &[Delivered], end: u64) -> (Vec<Socket>, Vec<Message>) {
     let mut assembler = Assembler::new(Limits::default());
     let mut sink = Collected::default();
     let mut tick = 0;
