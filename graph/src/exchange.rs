@@ -273,21 +273,25 @@ fn crossing(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, 
     } else {
         ((range.0 - shift, range.1 - shift), range)
     };
-    // The head's end: as the recogniser saw it, else the end of the first send call.
-    let mut head_end = received.0 + 1;
+    // The head's end: as the recogniser saw it, else the end of the first send call. Only the sender can tell.
+    let mut head_end = None;
     if let Some(from) = from.filter(|f| !f.is_empty()) {
         result.send = from.send_of(sent.0);
         result.last_send = from.last_send(sent.0, sent.1);
         let read = from.piece_at(sent.0).filter(|p| p.start == sent.0).and_then(|p| p.head_end);
         if let Some(end) = read.or_else(|| from.send_end(sent.0)) {
-            head_end = end.min(sent.1) - sent.0 + received.0;
+            head_end = Some(end.min(sent.1) - sent.0 + received.0);
         }
     }
     if let Some(to) = to.filter(|t| !t.is_empty()) {
-        result.ready = to.ready(head_end);
-        result.recv = to.recv(head_end);
         result.last_ready = to.ready(received.1);
         result.last_recv = to.recv(received.1);
+        let (first, last) = (received.0 + 1, received.1);
+        // What was ready (or read) all at once was so with its head, wherever that ends.
+        let at_once =
+            |at: fn(&Stream, Offset) -> Option<MonotonicNs>| at(to, first).filter(|_| at(to, first) == at(to, last));
+        result.ready = head_end.map_or_else(|| at_once(Stream::ready), |end| to.ready(end));
+        result.recv = head_end.map_or_else(|| at_once(Stream::recv), |end| to.recv(end));
     }
     result
 }

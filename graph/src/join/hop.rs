@@ -101,7 +101,7 @@ impl Joiner<'_> {
         let connection = &self.connections[exchange.connection];
         let last = self.of_connection[exchange.connection].end - 1;
         let ends = || [connection.client, connection.server].into_iter().flatten().map(|i| &self.endpoints[i].socket);
-        if !std::ptr::eq(exchange, &self.exchanges[last]) || ends().all(|s| s.closed.is_some()) {
+        if !std::ptr::eq(exchange, &self.exchanges[last]) || ends().all(|s| s.closed.is_some() && s.lost_events == 0) {
             return;
         }
         let mark = proxy.and_then(|p| Some(p.start?.offset(p.log.timings.time_to_last_downstream_tx_byte?)));
