@@ -268,3 +268,6 @@ impl Connection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

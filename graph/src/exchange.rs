@@ -295,3 +295,6 @@ fn crossing(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, 
     }
     result
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@ mod connection;
 mod exchange;
 mod join;
 mod mesh;
+#[cfg(test)]
+mod samples;
 mod stream;
 
 pub use join::HopInput;

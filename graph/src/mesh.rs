@@ -323,3 +323,6 @@ pub(crate) fn comparable(id: &RequestId) -> String {
         text.to_owned()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use meshdiff_analyzer::{AttributedRequest, attribute_all, select};
 use meshdiff_capture::{Capture, CaptureData};
 use meshdiff_discovery::{Owners, service_of_cluster};
 use meshdiff_graph::{Directory, HopInput, MeshGraph};
-use meshdiff_model::{HopProtocol, MonotonicNs, NodeId, ProbeTier, WallTime, Workload, WorkloadSource};
+use meshdiff_model::{MonotonicNs, NodeId, ProbeTier, WallTime, Workload, WorkloadSource};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -74,8 +74,7 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
     if let Some(first) = errors.first() {
         notes.push(format!("{} requests contradict themselves and were left out: {first}", errors.len()));
     }
-    let tcp = data.access_logs.iter().filter(|l| l.protocol == HopProtocol::Tcp && l.access_log_type.is_terminal());
-    match tcp.count() {
+    match mesh.tcp_connections_logged {
         0 => {}
         n => notes.push(format!(
             "{n} TCP connections that the sidecars logged are in the capture; only HTTP requests are split"

@@ -186,3 +186,37 @@ proptest! {
         prop_assert_eq!(a.segments().sum(), a.total());
     }
 }
+
+proptest! {
+    /// A damaged or hostile capture may hold any number: it is attributed or refused, and never a panic.
+    #[test]
+    fn no_number_panics(
+        instants in prop::array::uniform32(prop_oneof![any::<u64>(), Just(0), Just(u64::MAX), Just(1 << 63)]),
+        marks in prop::array::uniform4(prop_oneof![any::<i64>(), Just(i64::MAX), Just(i64::MIN)]),
+        logs in (any::<bool>(), any::<bool>()),
+        attempts in 0u32..3,
+    ) {
+        let mut hop = hop(&[0; 13]);
+        let mut next = instants.iter().cycle();
+        for crossing in hop.request.iter_mut().chain(&mut hop.response) {
+            for field in [
+                &mut crossing.send, &mut crossing.ready, &mut crossing.recv,
+                &mut crossing.last_send, &mut crossing.last_ready, &mut crossing.last_recv,
+            ] {
+                *field = next.next().filter(|at| **at % 5 != 1).map(|at| MonotonicNs(*at));
+            }
+        }
+        let entry = |side| {
+            let mut entry = (*log(side, marks)).clone();
+            entry.upstream_request_attempt_count = Some(attempts);
+            Arc::new(entry)
+        };
+        hop.client_log = logs.0.then(|| entry(Side::Client));
+        hop.server_log = logs.1.then(|| entry(Side::Server));
+        hop.connection_setup = Some((MonotonicNs(instants[0]), MonotonicNs(instants[1])));
+        if let Ok((split, _)) = attribute(&hop) {
+            prop_assert_eq!(split.segments().sum(), split.total());
+        }
+        prop_assert_eq!(coverage(&hop).halves, Sides::of(logs.0, logs.1));
+    }
+}

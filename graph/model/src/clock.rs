@@ -14,6 +14,9 @@ pub struct MonotonicNs(pub u64);
 
 /// A signed span in nanoseconds. Negative spans are kept as they are: they are evidence of a wrong join or of clocks
 /// that disagree, and are counted, never clamped.
+///
+/// Arithmetic saturates: only a damaged or hostile capture holds spans of centuries, and an attribution refuses what then
+/// no longer adds up.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct DurationNs(pub i64);
@@ -72,7 +75,7 @@ impl DurationNs {
 impl Add for DurationNs {
     type Output = Self;
     fn add(self, other: Self) -> Self {
-        Self(self.0 + other.0)
+        Self(self.0.saturating_add(other.0))
     }
 }
 
@@ -85,20 +88,20 @@ impl std::ops::AddAssign for DurationNs {
 impl Sub for DurationNs {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
-        Self(self.0 - other.0)
+        Self(self.0.saturating_sub(other.0))
     }
 }
 
 impl Neg for DurationNs {
     type Output = Self;
     fn neg(self) -> Self {
-        Self(-self.0)
+        Self(self.0.saturating_neg())
     }
 }
 
 impl std::iter::Sum for DurationNs {
     fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
-        Self(iter.map(|d| d.0).sum())
+        iter.fold(Self::ZERO, |sum, d| sum + d)
     }
 }
 

@@ -28,8 +28,8 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ),
 ];
 
-/// What tests may use beyond that: the joins are judged on messages that the real assembly made.
-const TESTS_MAY_USE: [(&str, &[&str]); 1] = [("graph", &["meshdiff-probes"])];
+/// What tests may use beyond that: joins and attribution are judged on messages that the real assembly made.
+const TESTS_MAY_USE: [(&str, &[&str]); 2] = [("graph", &["meshdiff-probes"]), ("analyzer", &["meshdiff-probes"])];
 
 /// Libraries that stay behind one door, and the folders that may name them.
 const DOORS: [(&str, &[&str]); 8] = [

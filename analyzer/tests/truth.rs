@@ -1,0 +1,109 @@
+//! Attribution against a world whose truth is known (the one that judges the joins): segments sum to the total for every
+//! request, and for whole ones each is the truth's to the nanosecond.
+
+#[expect(dead_code, reason = "what judges joins is not all used here")]
+#[path = "../../graph/tests/truth/check.rs"]
+mod check;
+#[path = "../../graph/tests/truth/world.rs"]
+mod world;
+
+use check::{Nobody, join};
+use meshdiff_analyzer::{CoverageClass, ReportInput, attribute, attribute_all, coverage, report};
+use meshdiff_model::{DurationNs, Segment};
+use proptest::prelude::*;
+use std::collections::HashMap;
+use world::{Config, TrueCrossing, TrueRequest, record};
+
+fn config() -> impl Strategy<Value = Config> {
+    let traffic = (any::<u64>(), 1usize..12, 20usize..120, 1usize..6, any::<bool>());
+    let trouble = (
+        prop_oneof![Just(0u32), 1u32..500],
+        prop_oneof![Just(0u32), 1u32..2_000],
+        prop_oneof![Just(0u32), Just(1_000u32)],
+    );
+    (traffic, trouble).prop_map(|((seed, clients, requests, pool, tls), (loss, log_loss, retries))| Config {
+        seed,
+        clients,
+        requests,
+        pool,
+        tls,
+        loss,
+        log_loss,
+        ports: 200,
+        shared_ids: seed % 2 == 0,
+        retries,
+        window: (0, 100),
+    })
+}
+
+fn span(from: u64, to: u64) -> i64 {
+    to.wrapping_sub(from).cast_signed()
+}
+
+/// From one message's head ready to another's first byte sent.
+fn between(ready: &TrueCrossing, send: &TrueCrossing) -> i64 {
+    span(ready.ready, send.send)
+}
+
+/// What the segments of a request with both halves truly are; those that only a body tells apart summed up.
+fn truth(r: &TrueRequest) -> Vec<(&'static [Segment], i64)> {
+    use Segment::{
+        ClientApp, ClientLoopback, ClientSidecar, ConnectionSetup, Network, ServerApp, ServerLoopback, ServerSidecar,
+        Transfer,
+    };
+    let there = |c: &TrueCrossing| span(c.send, c.ready);
+    let attempt = &r.attempts[0];
+    let ([req1, req2], [resp1, resp2]) = (&attempt.request, &attempt.response);
+    let (req0, resp0) = (&r.request, &r.response);
+    vec![
+        (&[ClientLoopback], there(req0) + there(resp0)),
+        (&[ClientSidecar, ConnectionSetup], between(req0, req1) + between(resp1, resp0)),
+        (&[Network], span(req1.send, resp1.ready) - span(req1.ready, resp1.send)),
+        (&[ServerSidecar], between(req1, req2) + between(resp2, resp1)),
+        (&[ServerLoopback], there(req2) + there(resp2)),
+        (&[ServerApp, ClientApp, Transfer], between(req2, resp2) + span(resp0.ready, resp0.last_recv)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn segments_are_the_truth_and_sum_to_the_total(config in config()) {
+        let world = record(&config);
+        let mesh = join(&world);
+        let firsts = world.requests.iter().map(|r| ((r.sockets[0], r.request.send), r));
+        let by_first_send: HashMap<(u64, u64), &TrueRequest> = firsts.collect();
+        for hop in &mesh.hops {
+            let joined = &hop.joined;
+            let (split, _) = attribute(joined).expect("telescopes");
+            prop_assert_eq!(split.segments().sum(), split.total());
+            prop_assert_eq!(split.negative_segments().count(), 0, "{:?}\n{:?}", split, joined);
+            if coverage(joined).class != CoverageClass::Full {
+                continue;
+            }
+            let key = (joined.sockets[0].map(|s| s.0), joined.request[0].send.map(|s| s.0));
+            let (Some(socket), Some(send)) = key else { panic!("full without S1: {joined:?}") };
+            let request = by_first_send[&(socket, send)];
+            prop_assert_eq!(split.total().0, span(request.request.send, request.response.last_recv));
+            if request.attempts.len() == 1 {
+                for (segments, expected) in truth(request) {
+                    let sum: DurationNs = segments.iter().filter_map(|&s| split.segments().get(s)).sum();
+                    prop_assert_eq!(sum.0, expected, "{:?}\n{:?}\n{:?}", segments, split, request);
+                }
+                prop_assert_eq!(split.segments().get(Segment::Unattributed), None);
+            }
+        }
+        let (requests, errors) = attribute_all(&mesh, &Nobody, &world.clock);
+        prop_assert!(errors.is_empty());
+        let report = report(&requests, &mesh, ReportInput::default());
+        let c = &report.coverage;
+        let unmatched: u64 = c.unmatched.values().sum();
+        prop_assert_eq!(
+            c.full + c.partial_client + c.partial_server + c.partial_als + c.ambiguous + unmatched,
+            c.requests
+        );
+        let reasons: u64 = c.partial_reasons.values().sum();
+        prop_assert_eq!(reasons, c.requests - c.full - unmatched);
+        prop_assert_eq!(report.hops.iter().map(|h| h.requests).sum::<u64>(), c.requests);
+    }
+}
