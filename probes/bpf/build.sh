@@ -1,16 +1,19 @@
 #!/bin/sh
-# Builds socket.bpf.o beside its source, or at the path given. Needs clang and llvm-strip of LLVM 14 (Debian 12) and
+# Builds every object beside its source, or into the folder given. Needs clang and llvm-strip of LLVM 14 (Debian 12) and
 # libbpf's headers; other versions work too, but do not reproduce the committed bytes.
 set -eu
 cd "$(dirname "$0")"
-out=${1:-socket.bpf.o}
+out=${1:-.}
 clang=${CLANG:-clang}
 strip=${LLVM_STRIP:-llvm-strip}
-sha256=$(sha256sum socket.bpf.c | cut -d' ' -f1)
 # asm/types.h is where the distribution keeps it; the machine's own architecture does not matter to the object.
 include=/usr/include/$(uname -m)-linux-gnu
-"$clang" -g -O2 -target bpfel -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter \
-	-fdebug-compilation-dir=. -fdebug-prefix-map="$PWD"=. \
-	-isystem "$include" "-DSOURCE_SHA256=\"$sha256\"" \
-	-c socket.bpf.c -o "$out"
-"$strip" -g "$out"
+for source in *.bpf.c; do
+	object=$out/${source%.c}.o
+	sha256=$(cat record.h "$source" | sha256sum | cut -d' ' -f1)
+	"$clang" -g -O2 -target bpfel -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter \
+		-fdebug-compilation-dir=. -fdebug-prefix-map="$PWD"=. \
+		-isystem "$include" "-DSOURCE_SHA256=\"$sha256\"" \
+		-c "$source" -o "$object"
+	"$strip" -g "$object"
+done

@@ -6,202 +6,10 @@
 // state changed (connect, accept, close). Each is taken at a BTF tracepoint where the kernel has one (tier tp_btf, Linux
 // 6.16), else at the entry or exit of the kernel function that has the tracepoint in later kernels (tier fentry); the
 // loader loads one tier's programs only. Kernel memory is read by direct dereference only, so that both load under
-// lockdown=confidentiality too. The layout of the records is decoded in src/event.rs; a test there and the `ABI` number
-// below keep the two together.
+// lockdown=confidentiality too. The layout of the records, and all that user space knows by name, is in record.h.
 
-#include <linux/bpf.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
+#include "record.h"
 
-#define AF_INET 2
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-#define MSG_PEEK 2
-#define TLS_HEADER 5 // bytes
-
-// include/net/tcp_states.h; kernel ABI by way of the inet_sock_set_state tracepoint.
-#define TCP_ESTABLISHED 1
-#define TCP_SYN_SENT 2
-#define TCP_FIN_WAIT1 4
-#define TCP_CLOSE 7
-#define TCP_CLOSE_WAIT 8
-#define TCP_LAST_ACK 9
-#define TCP_LISTEN 10
-
-// Only what is read, relocated at load time to where the running kernel has it (CO-RE).
-#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
-struct in6_addr {
-	union {
-		__u32 u6_addr32[4];
-	} in6_u;
-};
-struct ns_common {
-	unsigned int inum;
-};
-struct net {
-	struct ns_common ns;
-};
-typedef struct {
-	struct net *net;
-} possible_net_t;
-struct sock_common {
-	union {
-		struct {
-			__be32 skc_daddr;
-			__be32 skc_rcv_saddr;
-		};
-	};
-	union {
-		struct {
-			__be16 skc_dport;
-			__u16 skc_num;
-		};
-	};
-	unsigned short skc_family;
-	volatile unsigned char skc_state;
-	possible_net_t skc_net;
-	struct in6_addr skc_v6_daddr;
-	struct in6_addr skc_v6_rcv_saddr;
-	union {
-		unsigned long skc_flags;
-	};
-};
-struct sock {
-	struct sock_common __sk_common;
-	__u16 sk_protocol;
-};
-struct tcp_sock {
-	__u32 copied_seq;
-	__u32 write_seq;
-	__u32 rcv_nxt;
-	__u32 srtt_us;
-};
-struct iovec {
-	void *iov_base;
-	unsigned long iov_len;
-};
-struct iov_iter {
-	__u8 iter_type;
-	unsigned long iov_offset;
-	union {
-		struct {
-			union {
-				const struct iovec *__iov;
-				void *ubuf;
-			};
-			unsigned long count;
-		};
-	};
-};
-// Before Linux 6.4, and before 5.14. What follows the three underscores is no part of the kernel's name.
-struct iov_iter___before_6_4 {
-	const struct iovec *iov;
-};
-struct iov_iter___before_5_14 {
-	unsigned int type; // the kind, and whether it is written to (1)
-};
-struct msghdr {
-	struct iov_iter msg_iter;
-};
-#pragma clang attribute pop
-
-enum iter_type {
-	ITER_UBUF,
-	ITER_IOVEC,
-};
-enum sock_flags {
-	SOCK_DONE = 1,
-};
-
-// Records. Every one begins with `struct record`; all integers are in the machine's byte order.
-#define ABI 1
-enum kind {
-	KIND_ANNOUNCE = 1, // which socket a cookie is
-	KIND_SEND = 2,	   // seq: write_seq, aux: bytes asked for
-	KIND_READY = 3,	   // seq: rcv_nxt, aux: copied_seq
-	KIND_RECV = 4,	   // seq: copied_seq, aux: bytes read
-	KIND_STATE = 5,	   // seq: write_seq, aux: old state << 8 | new state
-};
-#define FLAG_FIN 1 // seq is one more than the data's end: the FIN's number is in it
-
-struct record {
-	__u64 cookie;
-	__u64 at;	 // CLOCK_MONOTONIC, ns
-	__u32 counter;	 // place among the socket's records, announcements left out
-	__u8 kind;
-	__u8 flags;
-	__u16 prefix_len; // bytes of the payload that follow
-	__u32 tgid;	 // in whose context; 0 for ready and state, which run in anybody's
-	__u32 seq;
-	__u32 aux;
-	__u32 srtt_us;	 // as the kernel keeps it: shifted left by 3
-};
-
-struct announcement {
-	struct record head; // aux: the socket's state
-	__u32 netns;
-	__u16 family;
-	__u16 local_port;  // host byte order, as skc_num is
-	__u16 remote_port; // host byte order
-	__u16 unused[3];
-	__u32 local[4]; // network byte order; IPv4 in the first word
-	__u32 remote[4];
-};
-
-// What is remembered of a socket. Members that run under different locks are apart, so that none is lost.
-struct socket_state {
-	__u64 cookie;
-	__u32 counter;
-	__u32 generation; // of the watched set in which `watched` was decided
-	__u32 send_start; // of the last send call
-	__u32 send_end;
-	__u32 ready_nxt; // rcv_nxt last reported
-	__u32 recv_seq;	 // copied_seq last reported
-	__u8 watched;
-	__u8 announced;
-	__u8 has_send;
-	__u8 has_ready;
-	__u8 turned; // the next send is the first after bytes came in
-	__u8 tls;    // the last prefix was a TLS record: a large prefix tells nothing more
-	__u8 unused[2];
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct socket_state);
-} sockets SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
-	__type(key, __u32); // inode number of the network namespace
-	__type(value, __u8);
-} watched SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 24);
-} ring SEC(".maps");
-
-enum count {
-	COUNT_EMITTED,		   // records in the ring, announcements among them
-	COUNT_LOST,		   // records that found the ring full: each is a gap in its socket's counter
-	COUNT_ANNOUNCE_LATE,	   // announcements that found it full: made up for at the socket's next record
-	COUNT_UNTRACKED,	   // records for which the socket's state could not be allocated
-	COUNTS,
-};
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, COUNTS);
-	__type(key, __u32);
-	__type(value, __u64);
-} counts SEC(".maps");
-
-// Watch every namespace. Set before loading.
-const volatile __u8 watch_all = 0;
 // Read payload as text, by way of bpf_snprintf. Set where the loader would not leave
 // bpf_probe_read_user as it is (see text_payload in src/loader.rs).
 const volatile __u8 text_payload = 0;
@@ -213,24 +21,13 @@ static const char text_format[] = "%pus";
 #define VECTOR_BY_HELPER 1
 #define VECTOR_NEVER 2
 const volatile __u8 vector = VECTOR_DIRECTLY;
-const volatile __u32 abi = ABI;
-// Changed by user space after every change of the watched set, so that sockets decide anew. Begins at 1.
-volatile __u32 generation = 1;
 
-// The hash of this file, as the build found it: a test compares the two.
-#ifdef SOURCE_SHA256
-const char source_sha256[] SEC("meshdiff.source") __attribute__((used)) = SOURCE_SHA256;
-#endif
-char _license[] SEC("license") = "GPL";
-
-static __always_inline void count(__u32 slot)
-{
-	__u64 *value = bpf_map_lookup_elem(&counts, &slot);
-
-	// Atomic although per CPU: a softirq can interrupt a probe that runs in a process.
-	if (value)
-		__sync_fetch_and_add(value, 1);
-}
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct socket_state);
+} sockets SEC(".maps");
 
 static __always_inline int is_watched(struct sock *sk)
 {
@@ -272,16 +69,6 @@ static __always_inline struct socket_state *state_of(struct sock *sk, int create
 	st->turned = 1;
 	st->watched = 1;
 	return st;
-}
-
-static __always_inline void fill(struct record *r, struct socket_state *st, __u64 at, __u32 counter, __u8 kind)
-{
-	r->cookie = st->cookie;
-	r->at = at;
-	r->counter = counter;
-	r->kind = kind;
-	r->flags = 0;
-	r->prefix_len = 0;
 }
 
 static __noinline void announce(struct sock *sk, struct socket_state *st, __u32 state)

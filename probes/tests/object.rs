@@ -1,4 +1,4 @@
-//! The committed BPF object belongs to the source beside it.
+//! The committed BPF objects belong to the sources beside them.
 
 use object::{Object, ObjectSection};
 use sha2::{Digest, Sha256};
@@ -7,6 +7,10 @@ use std::process::Command;
 
 /// The compiler whose output is committed.
 const PINNED_CLANG: &str = "14";
+
+/// Every object; its source is `NAME.bpf.c` with the header that all share.
+const OBJECTS: [&str; 1] = ["socket"];
+const HEADER: &str = "record.h";
 
 fn bpf() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf")
@@ -17,26 +21,44 @@ fn read(name: &str) -> Vec<u8> {
     std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-#[test]
-fn the_object_was_built_from_the_source() {
-    let bytes = read("socket.bpf.o");
-    let object = object::File::parse(&*bytes).expect("the object is ELF");
-    let section = object.section_by_name("meshdiff.source").expect("the object names its source");
-    let stored = section.data().expect("the section can be read");
-    let stored = std::str::from_utf8(stored).expect("a hash").trim_end_matches('\0');
-    let hash: String = Sha256::digest(read("socket.bpf.c")).iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(stored, hash, "probes/bpf/socket.bpf.c was changed after the object was built: run `make bpf`");
+fn object_of(name: &str) -> Vec<u8> {
+    read(&format!("{name}.bpf.o"))
 }
 
 #[test]
-fn the_object_says_nothing_of_the_machine_that_built_it() {
-    let bytes = read("socket.bpf.o");
-    for path in ["/home/", "/root/", "/tmp/", "/usr/include", env!("CARGO_MANIFEST_DIR")] {
-        let found = bytes.windows(path.len()).any(|w| w == path.as_bytes());
-        assert!(!found, "the object holds the path {path}");
+fn the_objects_were_built_from_their_sources() {
+    for name in OBJECTS {
+        let bytes = object_of(name);
+        let object = object::File::parse(&*bytes).expect("the object is ELF");
+        let section = object.section_by_name("meshdiff.source").expect("the object names its source");
+        let stored = section.data().expect("the section can be read");
+        let stored = std::str::from_utf8(stored).expect("a hash").trim_end_matches('\0');
+        let source = [read(HEADER), read(&format!("{name}.bpf.c"))].concat();
+        let hash: String = Sha256::digest(source).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(stored, hash, "{name}.bpf.c or {HEADER} was changed after the object was built: run `make bpf`");
     }
-    let object = object::File::parse(&*bytes).expect("the object is ELF");
-    assert!(object.section_by_name(".debug_info").is_none(), "the object holds debugging information");
+}
+
+#[test]
+fn every_source_has_its_object() {
+    let sources = std::fs::read_dir(bpf()).expect("the folder").map(|e| e.expect("an entry").file_name());
+    let mut sources: Vec<String> =
+        sources.filter_map(|name| name.to_str()?.strip_suffix(".bpf.c").map(str::to_owned)).collect();
+    sources.sort_unstable_by(|a, b| b.cmp(a));
+    assert_eq!(sources, OBJECTS);
+}
+
+#[test]
+fn the_objects_say_nothing_of_the_machine_that_built_them() {
+    for name in OBJECTS {
+        let bytes = object_of(name);
+        for path in ["/home/", "/root/", "/tmp/", "/usr/include", env!("CARGO_MANIFEST_DIR")] {
+            let found = bytes.windows(path.len()).any(|w| w == path.as_bytes());
+            assert!(!found, "{name}.bpf.o holds the path {path}");
+        }
+        let object = object::File::parse(&*bytes).expect("the object is ELF");
+        assert!(object.section_by_name(".debug_info").is_none(), "{name}.bpf.o holds debugging information");
+    }
 }
 
 #[test]
@@ -52,9 +74,10 @@ fn the_pinned_compiler_builds_the_same_bytes() {
         return;
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let built = folder.path().join("socket.bpf.o");
-    let status = Command::new("sh").arg(bpf().join("build.sh")).arg(&built).status().expect("sh runs");
+    let status = Command::new("sh").arg(bpf().join("build.sh")).arg(folder.path()).status().expect("sh runs");
     assert!(status.success(), "probes/bpf/build.sh failed: {status}");
-    let built = std::fs::read(built).expect("the object was built");
-    assert!(built == read("socket.bpf.o"), "the committed object differs from what its source builds: run `make bpf`");
+    for name in OBJECTS {
+        let built = std::fs::read(folder.path().join(format!("{name}.bpf.o"))).expect("the object was built");
+        assert!(built == object_of(name), "{name}.bpf.o differs from what its source builds: run `make bpf`");
+    }
 }
