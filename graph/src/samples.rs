@@ -20,6 +20,11 @@ pub(crate) fn socket(cookie: u64, netns: u32, local: &str, remote: &str, (first,
         last_seen: MonotonicNs(last),
         srtt: None,
         lost_events: 0,
+        role: None,
+        handshake: None,
+        connect_error: None,
+        close: None,
+        tls: None,
     }
 }
 

@@ -32,6 +32,6 @@ pub use error::ProbeError;
 pub use event::{DecodeError, Identity, RawEvent, RawKind};
 pub use filter::NamespaceFilter;
 pub use loader::{Handler, ProbeConfig, ProbeCounters, Probes, monotonic_now};
-pub use recognise::{Recognised, recognise};
+pub use recognise::{Recognised, recognise, recognise_hello};
 pub use ring::Drained;
 pub use tier::TIERS;

@@ -1,7 +1,9 @@
 //! The texts that stand for the model's enumerations in the files: the same that serde writes, in one place for both
 //! directions.
 
-use meshdiff_model::{AccessLogType, Direction, HopProtocol, ProcessRole, ProxyKind, Side, TcpState};
+use meshdiff_model::{
+    AccessLogType, Closer, Direction, HopProtocol, ProcessRole, ProxyKind, Side, SocketRole, TcpState, TlsVersion,
+};
 
 /// An enumeration whose variants have names in the files.
 pub(crate) trait Named: Sized {
@@ -50,6 +52,11 @@ named! {
         UpstreamEnd = "upstream_end", Other = "other",
     }
     ProxyKind { Sidecar = "sidecar", Router = "router", Waypoint = "waypoint", Other = "other" }
+    TlsVersion {
+        Ssl30 = "SSL 3.0", Tls10 = "TLS 1.0", Tls11 = "TLS 1.1", Tls12 = "TLS 1.2", Tls13 = "TLS 1.3",
+    }
+    SocketRole { Connected = "connected", Accepted = "accepted" }
+    Closer { Local = "local", Remote = "remote", Kernel = "kernel" }
     ProcessRole { Sidecar = "sidecar", Application = "application" }
     TcpState {
         Established = "established", SynSent = "syn_sent", SynRecv = "syn_recv", FinWait1 = "fin_wait1",

@@ -42,6 +42,10 @@ impl<'a> View<'a> {
     pub(crate) fn rows(&self) -> usize {
         self.0.num_rows()
     }
+    /// False for a column that captures did not have from the beginning.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.column_by_name(name).is_some()
+    }
     fn column<T: Array + 'static>(&self, name: &'static str) -> Result<&'a T, PartError> {
         let column = self.0.column_by_name(name).ok_or(PartError::MissingColumn { column: name })?;
         column

@@ -37,15 +37,38 @@ fn instants() -> impl Strategy<Value = Vec<SeqInstant>> {
 }
 
 prop_compose! {
+    fn tls()(
+        offered in option::of(0x0300_u16..0x0305), version in option::of(0x0300_u16..0x0305), sni in option::of(text()),
+        alpn_offered in vec(text(), 0..3), alpn in option::of(text()), plaintext_seen in any::<bool>(),
+    ) -> TlsInfo {
+        let of = |n: Option<u16>| n.and_then(TlsVersion::from_wire);
+        TlsInfo { offered: of(offered), version: of(version), sni, alpn_offered, alpn, plaintext_seen }
+    }
+}
+
+prop_compose! {
+    fn life()(
+        role in prop::sample::select(vec![None, Some(SocketRole::Connected), Some(SocketRole::Accepted)]),
+        handshake in option::of(span()), error in option::of(any::<u16>()), ended in any::<bool>(),
+        by in prop::sample::select(vec![Closer::Local, Closer::Remote, Closer::Kernel]), reset in any::<bool>(),
+        duration in option::of(span()),
+    ) -> (Option<SocketRole>, Option<DurationNs>, Option<Errno>, Option<Close>) {
+        (role, handshake, error.map(Errno), ended.then_some(Close { by, reset, duration }))
+    }
+}
+
+prop_compose! {
     fn sockets()(
         cookie in any::<u64>(), netns in any::<u32>(), local in socket_addr(), remote in socket_addr(),
         owner in option::of(any::<u32>()), times in vec(option::of(mono()), 3), seen in (mono(), mono()),
-        srtt in option::of(span()), lost_events in any::<u64>(),
+        srtt in option::of(span()), lost_events in any::<u64>(), tls in option::of(tls()),
+        life in life(),
     ) -> Socket {
         Socket {
             cookie: SocketCookie(cookie), netns: NetnsId(netns), local: LocalAddr(local), remote: PeerAddr(remote),
             owner: owner.map(Tgid), connect_start: times[0], established: times[1], closed: times[2],
-            first_seen: seen.0, last_seen: seen.1, srtt, lost_events,
+            first_seen: seen.0, last_seen: seen.1, srtt, lost_events, tls,
+            role: life.0, handshake: life.1, connect_error: life.2, close: life.3,
         }
     }
 }

@@ -157,6 +157,11 @@ mod tests {
             last_seen: MonotonicNs(0),
             srtt: None,
             lost_events: 0,
+            role: None,
+            handshake: None,
+            connect_error: None,
+            close: None,
+            tls: None,
         }
     }
 

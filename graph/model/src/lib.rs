@@ -9,16 +9,20 @@ mod attribution;
 mod clock;
 mod coverage;
 mod estimate;
+mod histogram;
 mod hop;
 mod ids;
 mod join;
 mod joined;
+mod life;
 mod message;
+mod metrics;
 mod process;
 mod proxy;
 mod segment;
 mod seq;
 mod socket;
+mod tls;
 
 pub use addr::{
     DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, LocalAddr, PeerAddr, UpstreamLocalAddr,
@@ -28,13 +32,17 @@ pub use attribution::{Attribution, AttributionBuilder, AttributionError, Detail,
 pub use clock::{ClockAnchor, ClockSample, DurationNs, MonotonicNs, WallTime};
 pub use coverage::{ProbeStats, ProbeTier};
 pub use estimate::Estimate;
+pub use histogram::{Bucket, ExponentialHistogram, HistogramError, Parts as HistogramParts};
 pub use hop::{AccessLogType, HopProtocol, HopSide, HopTimings, Side};
 pub use ids::{NetnsId, NodeId, RequestId, SocketCookie, Tgid};
 pub use join::{AmbiguityReason, JoinOutcome, UnmatchedReason};
 pub use joined::{Crossing, JoinedHop, Link};
+pub use life::{Close, Closer, Errno, SocketRole};
 pub use message::{Content, Direction, Message, SeqInstant};
+pub use metrics::{DropReason, IoMetrics, SocketMetrics};
 pub use process::{Process, ProcessRole};
 pub use proxy::{Proxy, ProxyKind, Workload, WorkloadSource};
 pub use segment::{Segment, SegmentMap};
 pub use seq::{SeqNo, SeqRange};
 pub use socket::{Socket, SocketEvent, SocketEventKind, TcpState};
+pub use tls::{TlsInfo, TlsVersion};

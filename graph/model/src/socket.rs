@@ -1,6 +1,8 @@
 //! What the kernel says of a socket.
 
-use crate::{DurationNs, LocalAddr, MonotonicNs, NetnsId, PeerAddr, SeqNo, SocketCookie, Tgid};
+use crate::{
+    Close, DurationNs, Errno, LocalAddr, MonotonicNs, NetnsId, PeerAddr, SeqNo, SocketCookie, SocketRole, Tgid, TlsInfo,
+};
 use serde::{Deserialize, Serialize};
 
 /// A TCP socket that the probes saw, over its whole life.
@@ -31,6 +33,24 @@ pub struct Socket {
     pub srtt: Option<DurationNs>,
     /// Events of this socket that the ring buffer had no room for (gaps in its counter).
     pub lost_events: u64,
+    /// Which end of the connection it is; `None` if it was open before the probes were and nothing tells.
+    #[serde(default)]
+    pub role: Option<SocketRole>,
+    /// How long the handshake took. Of a socket that connected, from the SYN until it was established; of one that was accepted,
+    /// from the SYN-ACK until its acknowledgement, which the kernel tells in whole microseconds (and does not tell where the SYN-ACK was
+    /// sent again, or with SYN cookies).
+    #[serde(default)]
+    pub handshake: Option<DurationNs>,
+    /// Why a connect failed. `None` also if the application gave up first: then the socket has a `connect_start` and is closed, but was
+    /// never established.
+    #[serde(default)]
+    pub connect_error: Option<Errno>,
+    /// How it ended; `None` while neither end has begun to close.
+    #[serde(default)]
+    pub close: Option<Close>,
+    /// What this end said of TLS in the clear; `None` if no TLS record was recognised in what it sent.
+    #[serde(default)]
+    pub tls: Option<TlsInfo>,
 }
 
 /// States of a TCP socket (`enum` in `include/net/tcp_states.h`; the numbers are kernel ABI by way of

@@ -4,9 +4,10 @@ use super::open::Open;
 use super::reorder::Reorder;
 use super::{Limits, Output, Sink};
 use crate::event::{Identity, RawEvent, RawKind};
-use crate::recognise::{Recognised, recognise};
+use crate::recognise::{Recognised, recognise, recognise_hello};
 use meshdiff_model::{
     Content, Direction, DurationNs, MonotonicNs, SeqInstant, SeqNo, SeqRange, Socket, SocketCookie, TcpState, Tgid,
+    TlsInfo,
 };
 
 /// An event that owns what it says.
@@ -24,7 +25,9 @@ impl Event {
     pub(super) fn from_raw(event: &RawEvent<'_>) -> Option<Self> {
         let kind = match event.kind {
             RawKind::Announce(_) => return None,
-            RawKind::Send { seq, len, prefix } => EventKind::Send { seq, len, found: recognise(prefix) },
+            RawKind::Send { seq, len, prefix } => {
+                EventKind::Send { seq, len, found: recognise(prefix), hello: recognise_hello(prefix).map(Box::new) }
+            }
             RawKind::Ready { rcv_nxt, copied_seq, fin } => {
                 EventKind::Ready { end: before_fin(rcv_nxt, fin), copied_seq }
             }
@@ -43,7 +46,7 @@ const fn before_fin(seq: SeqNo, fin: bool) -> SeqNo {
 /// What happened. Ends are the data's: a FIN's number is taken off.
 #[derive(Debug)]
 pub(super) enum EventKind {
-    Send { seq: SeqNo, len: u32, found: Option<Recognised> },
+    Send { seq: SeqNo, len: u32, found: Option<Recognised>, hello: Option<Box<TlsInfo>> },
     Ready { end: SeqNo, copied_seq: SeqNo },
     Recv { end: SeqNo, len: u32 },
     State { new: TcpState, write_seq: SeqNo },
@@ -63,6 +66,10 @@ pub(super) struct SocketState {
     seen: Option<(MonotonicNs, MonotonicNs)>,
     srtt: Option<DurationNs>,
     lost: u64,
+    /// What its sends said of TLS; `None` until one was a record of it.
+    tls: Option<TlsInfo>,
+    /// It sent something recognisable that was not TLS before any record of TLS.
+    plain: bool,
 
     egress: Sending,
     ingress: Receiving,
@@ -114,6 +121,8 @@ impl SocketState {
             seen: None,
             srtt: None,
             lost: 0,
+            tls: None,
+            plain: false,
             // Until the socket's beginning is seen, anything may have come before.
             egress: Sending { open: None, turned: false, gap: true },
             ingress: Receiving {
@@ -145,8 +154,9 @@ impl SocketState {
         self.see(event.at);
         self.srtt = event.srtt.or(self.srtt);
         match event.kind {
-            EventKind::Send { seq, len, found } => {
+            EventKind::Send { seq, len, found, hello } => {
                 self.owner = Some(event.tgid);
+                self.note_tls(found.as_ref(), hello);
                 self.send(SeqInstant { seq, at: event.at }, len, found, out);
             }
             EventKind::Ready { end, copied_seq } => self.ready(SeqInstant { seq: end, at: event.at }, copied_seq, out),
@@ -198,6 +208,20 @@ impl SocketState {
         self.ingress.turned = true;
         if self.ingress.open.as_ref().is_some_and(Open::is_read) {
             self.close_ingress(out);
+        }
+    }
+
+    /// Remembers that the socket speaks TLS. A hello says so anywhere (after a STARTTLS, in a CONNECT's tunnel); any other record only
+    /// where nothing was recognised before, because a body can hold such bytes.
+    fn note_tls(&mut self, found: Option<&Recognised>, hello: Option<Box<TlsInfo>>) {
+        if let Some(hello) = hello {
+            self.tls = Some(self.tls.take().unwrap_or_default().and(&hello));
+        } else if self.tls.is_none() && !self.plain {
+            match found.map(|f| &f.content) {
+                Some(Content::TlsHandshake | Content::TlsApplicationData) => self.tls = Some(TlsInfo::default()),
+                Some(_) => self.plain = true,
+                None => {}
+            }
         }
     }
 
@@ -427,6 +451,11 @@ impl SocketState {
             last_seen,
             srtt: self.srtt,
             lost_events: self.lost,
+            role: None,
+            handshake: None,
+            connect_error: None,
+            close: None,
+            tls: self.tls.clone(),
         })
     }
 }

@@ -315,3 +315,29 @@ fn a_socket_that_was_never_announced_is_counted() {
     assembler.finish(&mut sink);
     assert_eq!((sink.messages.len(), sink.sockets.len(), assembler.stats().unidentified_sockets), (1, 0, 1));
 }
+
+#[test]
+fn a_socket_keeps_what_it_said_of_tls() {
+    // ClientHello with the name "b" alone: record, handshake, version, random, no session, one cipher, no compression.
+    let mut hello = b"\x16\x03\x01\x00\x3b\x01\x00\x00\x37\x03\x03".to_vec();
+    hello.extend([5; 32]);
+    hello.extend(b"\x00\x00\x02\x13\x01\x01\x00\x00\x0c\x00\x00\x00\x08\x00\x06\x00\x00\x03b.c");
+    let mut feed = Feed::attached();
+    feed.send(10, 0, hello.len() as u32, &hello);
+    feed.ready(20, 100, 0);
+    feed.send(30, hello.len() as u32, 40, b"\x17\x03\x03\x00\x23rest");
+    let (sent, _, sink) = feed.finish();
+    assert_eq!(
+        sent.iter().map(|m| m.content.clone()).collect::<Vec<_>>(),
+        [Content::TlsHandshake, Content::TlsApplicationData]
+    );
+    let tls = sink.sockets[0].tls.as_ref().expect("TLS");
+    assert_eq!((tls.sni.as_deref(), tls.offered), (Some("b.c"), Some(meshdiff_model::TlsVersion::Tls12)));
+
+    // A body that looks like a record makes no connection encrypted.
+    let mut feed = Feed::attached();
+    feed.send(10, 0, 60, b"POST / HTTP/1.1\r\n\r\n");
+    feed.ready(20, 100, 0);
+    feed.send(30, 60, 40, b"\x17\x03\x03\x00\x23rest");
+    assert_eq!(feed.finish().2.sockets[0].tls, None);
+}

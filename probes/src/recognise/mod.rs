@@ -5,7 +5,7 @@ mod http1;
 mod http2;
 mod tls;
 
-use meshdiff_model::Content;
+use meshdiff_model::{Content, TlsInfo};
 
 /// What a recogniser found at the beginning of a send.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,13 @@ pub fn recognise(prefix: &[u8]) -> Option<Recognised> {
         b'A'..=b'Z' => http1::response(prefix).or_else(|| http1::request(prefix)),
         _ => None,
     }
+}
+
+/// What a TLS hello at the beginning of a send says in the clear; `None` if there is none. A longer prefix of the same send only adds
+/// to it.
+#[must_use]
+pub fn recognise_hello(prefix: &[u8]) -> Option<TlsInfo> {
+    tls::hello(prefix)
 }
 
 #[cfg(test)]

@@ -32,6 +32,11 @@ pub(crate) fn socket(cookie: u64) -> Socket {
         last_seen: MonotonicNs(9_000_000 + cookie),
         srtt: Some(DurationNs(40_000)),
         lost_events: 0,
+        role: None,
+        handshake: None,
+        connect_error: None,
+        close: None,
+        tls: None,
     }
 }
 
