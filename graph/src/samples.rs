@@ -36,6 +36,8 @@ fn message(cookie: u64, direction: Direction, start: u32, len: u32) -> Message {
         sends: vec![],
         readies: vec![],
         recvs: vec![],
+        held: vec![],
+        retransmits: vec![],
         elided: 0,
         gap_before: false,
         content: Content::Unknown,

@@ -225,6 +225,8 @@ mod tests {
             sends: vec![],
             readies: instants(readies),
             recvs: instants(recvs),
+            held: vec![],
+            retransmits: vec![],
             elided: 0,
             gap_before: false,
             content: Content::Unknown,

@@ -159,6 +159,11 @@ pub(crate) fn flag<R>(name: &'static str, get: impl Fn(&R) -> bool + Send + Sync
     Column::new(name, DataType::Boolean, false, Packing::Dictionary, Box::new(encode))
 }
 
+pub(crate) fn opt_flag<R>(name: &'static str, get: impl Fn(&R) -> Option<bool> + Send + Sync + 'static) -> Column<R> {
+    let encode = move |rows: &[R]| Arc::new(rows.iter().map(&get).collect::<BooleanArray>()) as ArrayRef;
+    Column::new(name, DataType::Boolean, true, Packing::Dictionary, Box::new(encode))
+}
+
 pub(crate) fn text<R>(name: &'static str, get: impl Fn(&R) -> &str + Send + Sync + 'static) -> Column<R> {
     let encode = move |rows: &[R]| Arc::new(StringArray::from_iter_values(rows.iter().map(&get))) as ArrayRef;
     Column::new(name, DataType::Utf8, false, Packing::Dictionary, Box::new(encode))

@@ -81,12 +81,19 @@ impl Damage {
     pub fn warnings(&self) -> Vec<String> {
         let mut out: Vec<String> = self.parts.iter().map(ToString::to_string).collect();
         for (table, (rows, column)) in &self.rejected_rows {
-            out.push(format!(
-                "{rows} rows of {table} were left out: they hold values that mean nothing (the first in {column:?})"
-            ));
+            out.push(match rows {
+                1 => format!("1 row of {table} was left out: it holds a value that means nothing (in {column:?})"),
+                n => format!(
+                    "{n} rows of {table} were left out: they hold values that mean nothing (the first in {column:?})"
+                ),
+            });
         }
         for (table, parts) in &self.missing_parts {
-            out.push(format!("{parts} parts of {table} that {} counts are not there", crate::META_FILE));
+            let counted = crate::META_FILE;
+            out.push(match parts {
+                1 => format!("1 part of {table} that {counted} counts is not there"),
+                n => format!("{n} parts of {table} that {counted} counts are not there"),
+            });
         }
         if self.leftover_temporary_files > 0 {
             out.push(format!(

@@ -173,6 +173,8 @@ mod tests {
                 sends: if i % 2 == 0 { vec![instant(i)] } else { vec![] },
                 readies: if i % 2 == 0 { vec![] } else { vec![instant(i), instant(i + 1)] },
                 recvs: if i % 2 == 0 { vec![] } else { vec![instant(i + 2)] },
+                held: vec![],
+                retransmits: vec![],
                 elided: 0,
                 gap_before: i % 5 == 0,
                 content: match i % 4 {

@@ -78,7 +78,7 @@ fn a_full_disk_keeps_what_was_saved_and_counts_the_rest() {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("private");
     let tmp = tempfile::tempdir().expect("a folder");
-    mount(Some("tmpfs"), tmp.path(), Some("tmpfs"), MsFlags::empty(), Some("size=400k")).expect("a small disk");
+    mount(Some("tmpfs"), tmp.path(), Some("tmpfs"), MsFlags::empty(), Some("size=512k")).expect("a small disk");
     let dir = tmp.path().join("c");
     let mut writer = CaptureWriter::create(&dir, &common::meta(), WriterOptions::default()).expect("created");
     let (mut given, mut full) = (0_u64, None);

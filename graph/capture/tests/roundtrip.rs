@@ -87,12 +87,12 @@ fn content() -> impl Strategy<Value = Content> {
 prop_compose! {
     fn messages()(
         cookie in 0_u64..3, egress in any::<bool>(), range in (seq(), seq()), sends in instants(), readies in instants(),
-        recvs in instants(), elided in any::<u32>(), gap_before in any::<bool>(), content in content(),
+        recvs in instants(), held in instants(), retransmits in instants(), elided in any::<u32>(), gap_before in any::<bool>(), content in content(),
         head_end in option::of(seq()),
     ) -> Message {
         Message {
             socket: SocketCookie(cookie), direction: if egress { Direction::Egress } else { Direction::Ingress },
-            seq: SeqRange { start: range.0, end: range.1 }, sends, readies, recvs, elided, gap_before, content, head_end,
+            seq: SeqRange { start: range.0, end: range.1 }, sends, readies, recvs, held, retransmits, elided, gap_before, content, head_end,
         }
     }
 }

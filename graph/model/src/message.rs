@@ -1,6 +1,6 @@
 //! What message assembly makes of a socket's events.
 
-use crate::{MonotonicNs, SeqNo, SeqRange, SocketCookie};
+use crate::{DurationNs, MonotonicNs, SeqNo, SeqRange, SocketCookie};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -44,8 +44,16 @@ pub struct Message {
     pub readies: Vec<SeqInstant>,
     /// Ingress only: by when all bytes before `seq` had been read, in order.
     pub recvs: Vec<SeqInstant>,
-    /// How many instants were left out of the lists because they were longer than the assembly's limit; the first ones
-    /// and the last one are always kept.
+    /// Egress only: instants at which TCP held bytes back after a send call (Nagle, pacing, a full window): everything before `seq` had
+    /// left by then, the rest of what had been sent had not.
+    #[serde(default)]
+    pub held: Vec<SeqInstant>,
+    /// Egress only: each segment that was sent again, by its first byte.
+    #[serde(default)]
+    pub retransmits: Vec<SeqInstant>,
+    /// How many instants were left out of `sends`, `readies` and `recvs` where these are long. Of each list the first
+    /// [`NEVER_THINNED`](Self::NEVER_THINNED) and the last one are always kept, and where two neighbours lie
+    /// [`THINNED_BELOW`](Self::THINNED_BELOW) or more apart, nothing was left out between them.
     pub elided: u32,
     /// True if events of this socket were lost between the previous message and this one: instants of bytes at
     /// this message's start (before its first instant) are unknown.
@@ -57,6 +65,12 @@ pub struct Message {
 }
 
 impl Message {
+    /// The first instants of each list, which are all kept.
+    pub const NEVER_THINNED: usize = 15;
+    /// Of later instants, some are left out where they lie closer together than this. What a body's pauses are made of lies further
+    /// apart, and within it the bytes flow.
+    pub const THINNED_BELOW: DurationNs = DurationNs::from_micros(100);
+
     /// The first instant of any kind; `None` for a message without instants (which assembly does not make).
     #[must_use]
     pub fn first_instant(&self) -> Option<MonotonicNs> {

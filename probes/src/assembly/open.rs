@@ -2,7 +2,12 @@
 
 use meshdiff_model::{Content, Direction, Message, MonotonicNs, SeqInstant, SeqNo, SeqRange, SocketCookie};
 
-/// Instants in order, at most `limit` of them: the first ones and the last one stay, those between are counted.
+/// A list this long is emitted at the next look at what grew old. Between two looks pass 100 ms, so that thinning bounds it.
+const LONG: usize = 256;
+
+/// Instants in order. The first `limit` are all kept; of those that follow, the ones closer together than
+/// [`Message::THINNED_BELOW`] are thinned and counted, so that a pause between two of them always shows: a body that flows takes few of
+/// them, one that pauses keeps each pause's ends.
 #[derive(Debug, Default)]
 pub(super) struct Instants {
     list: Vec<SeqInstant>,
@@ -11,12 +16,19 @@ pub(super) struct Instants {
 
 impl Instants {
     pub(super) fn push(&mut self, instant: SeqInstant, limit: usize) {
-        if self.list.len() < limit.max(1) {
-            self.list.push(instant);
-        } else if let Some(last) = self.list.last_mut() {
-            *last = instant;
-            self.elided = self.elided.saturating_add(1);
+        let limit = limit.max(Message::NEVER_THINNED + 1);
+        let full = self.list.len() >= limit;
+        match self.list.as_mut_slice() {
+            [.., before, last] if full && instant.at - before.at < Message::THINNED_BELOW => {
+                *last = instant;
+                self.elided = self.elided.saturating_add(1);
+            }
+            _ => self.list.push(instant),
         }
+    }
+    /// True if there are so many that their message should end soon.
+    fn is_long(&self) -> bool {
+        self.list.len() >= LONG
     }
     pub(super) fn last(&self) -> Option<SeqInstant> {
         self.list.last().copied()
@@ -42,6 +54,10 @@ pub(super) struct Open {
     pub(super) readies: Instants,
     /// Ingress.
     pub(super) recvs: Instants,
+    /// Egress.
+    pub(super) held: Instants,
+    /// Egress.
+    pub(super) retransmits: Instants,
     pub(super) gap_before: bool,
     pub(super) content: Content,
     pub(super) head_end: Option<SeqNo>,
@@ -56,6 +72,8 @@ impl Open {
             sends: Instants::default(),
             readies: Instants::default(),
             recvs: Instants::default(),
+            held: Instants::default(),
+            retransmits: Instants::default(),
             gap_before,
             content: Content::Unknown,
             head_end: None,
@@ -70,6 +88,11 @@ impl Open {
             self.sends.drop_last_while(|s| s.seq == end);
             self.head_end = self.head_end.filter(|h| !end.before(*h));
         }
+    }
+
+    /// True if its lists are long: what follows belongs into another message.
+    pub(super) fn is_long(&self) -> bool {
+        self.sends.is_long() || self.readies.is_long() || self.recvs.is_long()
     }
 
     /// True if all of it was read.
@@ -90,6 +113,8 @@ impl Open {
             seq,
             elided: self.sends.elided.saturating_add(self.readies.elided).saturating_add(self.recvs.elided),
             sends: self.sends.list,
+            held: self.held.list,
+            retransmits: self.retransmits.list,
             readies: self.readies.list,
             recvs: self.recvs.list,
             gap_before: self.gap_before,

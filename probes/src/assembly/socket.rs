@@ -4,6 +4,7 @@ use super::open::Open;
 use super::reorder::Reorder;
 use super::{Limits, Output, Sink};
 use crate::event::{Identity, RawEvent, RawKind};
+use crate::recognise::OwnedFrames;
 use crate::recognise::{Recognised, recognise, recognise_hello};
 use meshdiff_model::{
     Content, Direction, DurationNs, MonotonicNs, SeqInstant, SeqNo, SeqRange, Socket, SocketCookie, TcpState, Tgid,
@@ -28,6 +29,9 @@ impl Event {
             RawKind::Send { seq, len, prefix } => {
                 EventKind::Send { seq, len, found: recognise(prefix), hello: recognise_hello(prefix).map(Box::new) }
             }
+            RawKind::SendFrames { seq, len, frames } => {
+                EventKind::Frames { seq, len, frames: Box::new(OwnedFrames::from(frames)) }
+            }
             RawKind::Ready { rcv_nxt, copied_seq, fin } => {
                 EventKind::Ready { end: before_fin(rcv_nxt, fin), copied_seq }
             }
@@ -47,6 +51,7 @@ const fn before_fin(seq: SeqNo, fin: bool) -> SeqNo {
 #[derive(Debug)]
 pub(super) enum EventKind {
     Send { seq: SeqNo, len: u32, found: Option<Recognised>, hello: Option<Box<TlsInfo>> },
+    Frames { seq: SeqNo, len: u32, frames: Box<OwnedFrames> },
     Ready { end: SeqNo, copied_seq: SeqNo },
     Recv { end: SeqNo, len: u32 },
     State { new: TcpState, write_seq: SeqNo },
@@ -158,6 +163,13 @@ impl SocketState {
                 self.owner = Some(event.tgid);
                 self.note_tls(found.as_ref(), hello);
                 self.send(SeqInstant { seq, at: event.at }, len, found, out);
+            }
+            EventKind::Frames { seq, len, frames } => {
+                self.owner = Some(event.tgid);
+                let begin = SeqInstant { seq, at: event.at };
+                let found = frames.preface.then_some(Recognised { content: Content::Http2Preface, head_len: None });
+                self.send(begin, len, found, out);
+                let _ = frames;
             }
             EventKind::Ready { end, copied_seq } => self.ready(SeqInstant { seq: end, at: event.at }, copied_seq, out),
             EventKind::Recv { end, len } => {
@@ -378,7 +390,9 @@ impl SocketState {
 
     /// Emits messages that grew old.
     pub(super) fn age(&mut self, now: MonotonicNs, out: &mut Output<'_, impl Sink>) {
-        let old = |open: &Option<Open>| open.as_ref().is_some_and(|o| now - o.first_at >= out.limits.max_age);
+        let old = |open: &Option<Open>| {
+            open.as_ref().is_some_and(|o| now - o.first_at >= out.limits.max_age || o.is_long())
+        };
         let (egress, unread, ingress) = (old(&self.egress.open), old(&self.ingress.unread), old(&self.ingress.open));
         if egress {
             self.close_egress(out);

@@ -44,8 +44,14 @@ impl Row for Message {
             instants("recvs", |m: &Self| &m.recvs)
                 .unit("at_ns: ns, monotonic")
                 .doc("Ingress: by when the process had read all bytes before `seq`."),
+            instants("held", |m: &Self| &m.held).unit("at_ns: ns, monotonic").doc(
+                "Egress: instants at which TCP held bytes back after a send call: all bytes before `seq` had left, the rest had not.",
+            ),
+            instants("retransmits", |m: &Self| &m.retransmits)
+                .unit("at_ns: ns, monotonic")
+                .doc("Egress: each segment that was sent again, by its first byte."),
             u32("elided", |m: &Self| m.elided).doc(
-                "Instants that were left out of the three lists; the first ones and the last one are always there.",
+                "Instants that were left out of the lists; the first ones and the last one are always there.",
             ),
             flag("gap_before", |m: &Self| m.gap_before)
                 .doc("Events of this socket were lost just before: instants at the message's start are unknown."),
@@ -82,6 +88,9 @@ impl Row for Message {
         let sends = view.instants("sends")?;
         let readies = view.instants("readies")?;
         let recvs = view.instants("recvs")?;
+        // Captures did not have these from the beginning.
+        let held = view.has("held").then(|| view.instants("held")).transpose()?;
+        let retransmits = view.has("retransmits").then(|| view.instants("retransmits")).transpose()?;
         let elided = view.number::<UInt32Type>("elided")?;
         let gap_before = view.flag("gap_before")?;
         let content = view.text("content")?;
@@ -97,6 +106,8 @@ impl Row for Message {
                 sends: sends.get(i)?,
                 readies: readies.get(i)?,
                 recvs: recvs.get(i)?,
+                held: held.as_ref().map_or(Ok(Vec::new()), |list| list.get(i))?,
+                retransmits: retransmits.as_ref().map_or(Ok(Vec::new()), |list| list.get(i))?,
                 elided: elided.get(i)?,
                 gap_before: gap_before.get(i)?,
                 content: match content.get(i)? {

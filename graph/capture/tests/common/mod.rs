@@ -57,6 +57,8 @@ pub(crate) fn message(i: u64) -> Message {
         sends: if egress { of(seq.start, 0) } else { vec![] },
         readies: if egress { vec![] } else { of(seq.end, 1) },
         recvs: if egress { vec![] } else { of(seq.end, 2) },
+        held: vec![],
+        retransmits: vec![],
         elided: 0,
         gap_before: false,
         content: match i % 8 {
