@@ -10,11 +10,11 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 
-# What to look for (a command, or a file) and the Debian package that has it.
+# What to look for (a command, a file, or a shared library) and the Debian package that has it.
 building=(cc:gcc /usr/include/stdio.h:libc6-dev git:git)
 compiling_bpf=(clang:clang llvm-strip:llvm /usr/include/bpf/bpf_helpers.h:libbpf-dev)
 running=(ip:iproute2 iptables-restore:iptables ps:procps setpriv:util-linux python3:python3)
-testing=(/usr/bin/chromium:chromium)
+testing=(/usr/bin/chromium:chromium libssl.so.3:libssl3)
 
 case "${1:-}" in
     build) wanted=("${building[@]}") ;;
@@ -29,6 +29,7 @@ esac
 there() {
     case "$1" in
         /*) [ -e "$1" ] ;;
+        lib*.so*) PATH="${PATH}:/usr/sbin:/sbin" ldconfig -p | grep -F "$1" >/dev/null ;;
         *) PATH="${PATH}:/usr/sbin:/sbin" command -v "$1" >/dev/null ;;
     esac
 }

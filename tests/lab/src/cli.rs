@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::delay::{DelayPlan, DrawMode, parse_duration};
 use crate::hop::Destination;
-use crate::settings::{LabName, NetDelay, Settings, Starve, Subnet};
+use crate::settings::{LabName, NetDelay, Settings, Starve, Subnet, Workload};
 
 /// Where `tests/lab/setup.sh` puts Envoy, from the root of the repository.
 const DEFAULT_ENVOY: &str = ".cache/envoy/1.40.0/envoy";
@@ -36,6 +36,8 @@ pub enum Command {
     Up(UpArgs),
     /// Drive traffic through a lab; the report is JSON on stdout.
     Load(Box<LoadArgs>),
+    /// Drive the protocol workloads through a lab, case by case; the report is JSON on stdout.
+    Drive(DriveArgs),
     /// Say what a lab is: pods, namespaces, addresses, processes, logs.
     Status(StatusArgs),
     /// Take a lab down: processes, namespaces, links, cgroups, state. Works after a crash too.
@@ -77,6 +79,9 @@ pub struct UpArgs {
     /// --delays WORKLOAD.sidecar_out=…). The question itself costs time even if the wait is 0.
     #[arg(long)]
     ext_authz: bool,
+    /// What runs: Bookinfo (for `load`), and the protocols that `drive` drives.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "bookinfo", value_name = "W,…")]
+    workloads: Vec<Workload>,
     /// The versions of reviews that run.
     #[arg(long, value_delimiter = ',', default_value = "v1,v2,v3", value_name = "V,…")]
     reviews_versions: Vec<String>,
@@ -118,7 +123,11 @@ impl UpArgs {
             Some(path) => std::path::absolute(path)?,
             None => default_envoy()?,
         };
+        let mut workloads = self.workloads;
+        workloads.sort();
+        workloads.dedup();
         Ok(Settings {
+            workloads,
             als: self.als.unwrap_or_else(|| SocketAddr::from((subnet.gateway(), ALS_PORT))),
             subnet,
             name,
@@ -189,6 +198,38 @@ pub struct LoadArgs {
     /// Where to write the requests' log and the report (default: the lab's logs).
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+}
+
+/// The protocol cases.
+#[derive(Debug, Args)]
+pub struct DriveArgs {
+    /// Which lab.
+    #[command(flatten)]
+    pub name: NameArg,
+    /// The cases, in this order: names, beginnings of names with a `*` (grpc-*), or workloads. Default: all that the lab
+    /// can run.
+    #[arg(long, value_delimiter = ',', value_name = "CASE,…")]
+    pub cases: Vec<String>,
+    /// How often each case is repeated.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rounds: u32,
+    /// Begin no further round of a case after this time.
+    #[arg(long, default_value = "10s", value_parser = bounded_duration)]
+    pub case_limit: Duration,
+    /// Wait this long after each case.
+    #[arg(long, default_value = "0s", value_parser = parse_gap)]
+    pub gap: Duration,
+    /// List the cases and what each does, and end.
+    #[arg(long)]
+    pub list: bool,
+    /// Where to write the log and the report (default: the lab's logs).
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+fn parse_gap(text: &str) -> Result<Duration, String> {
+    let gap = parse_duration(text).map_err(|error| error.to_string())?;
+    (gap <= Duration::from_secs(60)).then_some(gap).ok_or_else(|| "at most one minute".to_owned())
 }
 
 fn positive_rate(text: &str) -> Result<f64, String> {
@@ -262,6 +303,8 @@ pub struct AdminArgs {
 pub enum Internal {
     /// The application.
     App(AppArgs),
+    /// The application of the protocol workloads.
+    Protocols(ProtocolsArgs),
     /// The waiting server.
     Authz(ServeArgs),
     /// A delayed link.
@@ -297,6 +340,20 @@ pub struct AppArgs {
     /// Ask all at once.
     #[arg(long)]
     pub parallel: bool,
+}
+
+/// What the application of the protocol workloads is told.
+#[derive(Debug, Args)]
+pub struct ProtocolsArgs {
+    /// What every server is told.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// What it serves.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub workloads: Vec<Workload>,
+    /// The folder with `cert-chain.pem` and `key.pem`, for TLS of its own.
+    #[arg(long)]
+    pub certificates: PathBuf,
 }
 
 fn parse_call(text: &str) -> Result<Destination, String> {

@@ -86,7 +86,7 @@ impl Context {
 }
 
 /// Formats 128 random bits as a version 4 UUID, which is what Envoy generates.
-fn uuid_v4(bits: u128) -> String {
+pub(crate) fn uuid_v4(bits: u128) -> String {
     let bits = bits & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])

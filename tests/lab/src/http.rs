@@ -39,7 +39,7 @@ impl Headers {
         self.0.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    fn from_wire(fields: &[httparse::Header<'_>]) -> Self {
+    pub(crate) fn from_wire(fields: &[httparse::Header<'_>]) -> Self {
         let owned =
             |field: &httparse::Header<'_>| (field.name.to_owned(), String::from_utf8_lossy(field.value).into_owned());
         Self(fields.iter().map(owned).collect())

@@ -25,6 +25,7 @@ pub mod nat;
 pub mod netns;
 pub mod network;
 pub mod process;
+pub mod protocols;
 pub mod ready;
 pub mod settings;
 pub mod signals;

@@ -17,13 +17,18 @@ use crate::hop::{Bytes, Caller, Context};
 use crate::logbook::Logbook;
 use crate::network::{self, FABRIC};
 use crate::process::{Launch, Process, Role, launch, terminate};
+use crate::protocols::cases::{CASES, Place};
+use crate::protocols::drive;
 use crate::settings::{LabName, NetDelay, Settings};
 use crate::state::{Lock, Phase, State, StateDir};
-use crate::topology::{LOADGEN, Pod, Topology};
+use crate::topology::{ECHO, LOADGEN, Pod, Topology};
 use crate::{nat, netns, ready};
 
 /// The uid of the applications: anybody but the sidecar.
 pub const APP_UID: u32 = 10_001;
+
+/// The case under which servers log the exchanges that `up` checks the mesh with.
+const CHECK: &str = "check";
 
 /// What `up` had to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +158,11 @@ fn create(
     let authority = Authority::new()?;
     for pod in &topology.pods {
         if pod.app != LOADGEN {
-            state.processes.push(starter.app(pod)?);
+            state.processes.push(if pod.app == ECHO {
+                starter.protocols(pod, &authority)?
+            } else {
+                starter.app(pod)?
+            });
         }
         if settings.ext_authz {
             state.processes.push(starter.authz(pod)?);
@@ -179,6 +188,7 @@ fn create(
         });
     }
     first_request(settings, &topology, &state.logs)?;
+    first_exchanges(settings, &topology)?;
     state.phase = Phase::Up;
     dir.store(&state)?;
     Ok(state)
@@ -238,6 +248,20 @@ impl Starter<'_> {
         if self.settings.parallel {
             arguments.push("--parallel".into());
         }
+        self.own(&self.settings.name.namespace(&pod.workload), Role::App, &pod.workload, &name, arguments)
+    }
+
+    /// The application of the protocol workloads, with a certificate of its own for the TLS that it does itself.
+    fn protocols(&self, pod: &Pod, authority: &Authority) -> Result<Process, LabError> {
+        let name = format!("{}.app", pod.workload);
+        let certificates = self.dir.path().join("app").join(&pod.workload);
+        std::fs::create_dir_all(&certificates)
+            .map_err(LabError::io(format!("the folder {} cannot be made", certificates.display())))?;
+        authority.issue(&format!("{}-app", pod.spiffe_id()), &certificates)?;
+        let mut arguments = self.common("protocols", pod, &format!("{name}.ndjson"));
+        let workloads: Vec<_> = self.settings.workloads.iter().map(|workload| workload.name()).collect();
+        arguments.extend(["--workloads".into(), workloads.join(",").into()]);
+        arguments.extend(["--certificates".into(), certificates.into_os_string()]);
         self.own(&self.settings.name.namespace(&pod.workload), Role::App, &pod.workload, &name, arguments)
     }
 
@@ -311,7 +335,7 @@ fn wait(settings: &Settings, topology: &Topology, dir: &StateDir) -> Result<(), 
         let log = settings.out.clone().unwrap_or_else(|| dir.logs()).join(format!("{}.envoy.log", pod.workload));
         ready::envoy(&namespace, deadline).map_err(|error| with_log(error, &log))?;
         if pod.app != LOADGEN {
-            ready::application(&namespace, pod.ip, deadline)?;
+            ready::application(&namespace, pod.ip, &topology.ports(pod), deadline)?;
         }
         if settings.ext_authz {
             ready::authz(&namespace, deadline)?;
@@ -367,6 +391,27 @@ fn first_request(settings: &Settings, topology: &Topology, logs: &Path) -> Resul
     })??;
     caller.log.flush();
     Ok(())
+}
+
+/// One exchange of each protocol that runs, until it succeeds. Nothing of them is logged by the client.
+fn first_exchanges(settings: &Settings, topology: &Topology) -> Result<(), LabError> {
+    let Some(place) = Place::of(topology) else { return Ok(()) };
+    let deadline = MonotonicNs::now().plus(ready::DEADLINE);
+    netns::within(&settings.name.namespace(LOADGEN), || {
+        let mut tried = Vec::new();
+        for case in CASES.iter().filter(|case| settings.workloads.contains(&case.workload)) {
+            if tried.contains(&case.workload) {
+                continue;
+            }
+            tried.push(case.workload);
+            ready::until(&format!("the first exchange of {}", case.name), deadline, || {
+                let made = (case.round)(&place, CHECK).map_err(|error| error.to_string())?;
+                let failure = made.iter().find_map(|record| drive::failure(case, record));
+                failure.map_or(Ok(()), Err)
+            })?;
+        }
+        Ok(())
+    })?
 }
 
 /// The load generator's end: logs into the lab's logs.

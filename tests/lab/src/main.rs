@@ -14,16 +14,20 @@ use meshdiff_lab::app::App;
 use meshdiff_lab::authz::Authz;
 use meshdiff_lab::bootstrap::AUTHZ_PORT;
 use meshdiff_lab::cli::{
-    AdminArgs, AppArgs, Cli, Command, DownArgs, Internal, LinkArgs, LoadArgs, RunArgs, ServeArgs, StatusArgs, UpArgs,
+    AdminArgs, AppArgs, Cli, Command, DownArgs, DriveArgs, Internal, LinkArgs, LoadArgs, ProtocolsArgs, RunArgs,
+    ServeArgs, StatusArgs, UpArgs,
 };
 use meshdiff_lab::client::Pool;
 use meshdiff_lab::hop::{Bytes, Caller};
 use meshdiff_lab::lifecycle::{self, Raised};
 use meshdiff_lab::load::{self, Pace, Plan};
 use meshdiff_lab::logbook::Logbook;
+use meshdiff_lab::protocols::cases::{CASES, Place};
+use meshdiff_lab::protocols::drive::{Bounds, chosen};
+use meshdiff_lab::protocols::server::{Listening, Shared};
 use meshdiff_lab::settings::Settings;
 use meshdiff_lab::signals::{Ending, hearing};
-use meshdiff_lab::topology::{LOADGEN, SERVICE_PORT, Topology};
+use meshdiff_lab::topology::{LOADGEN, SERVICE_PORT, ServicePort, Topology};
 use meshdiff_lab::{forward, netns, ready};
 
 /// How long a command of `run` may take to end once it was told to.
@@ -34,11 +38,13 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Command::Up(args) => up_or_nothing(args),
         Command::Load(args) => load(*args),
+        Command::Drive(args) => drive(args),
         Command::Status(args) => status(&args).map(|()| 0),
         Command::Down(args) => down(&args).map(|()| 0),
         Command::Run(args) => run(args),
         Command::Admin(args) => admin(&args).map(|()| 0),
         Command::Internal(Internal::App(args)) => app(args).map(|()| 0),
+        Command::Internal(Internal::Protocols(args)) => protocols(args).map(|()| 0),
         Command::Internal(Internal::Authz(args)) => authz(args).map(|()| 0),
         Command::Internal(Internal::Link(args)) => link(&args).map(|()| 0),
     };
@@ -166,15 +172,7 @@ fn load(args: LoadArgs) -> Result<u8> {
         seed: args.seed,
         bytes: Bytes { request: args.request_bytes, response: args.response_bytes },
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    std::thread::spawn(move || {
-        ending.wait();
-        asked.store(true, Ordering::Relaxed);
-        // The second signal does not wait for answers that are still out.
-        ending.wait();
-        std::process::exit(130);
-    });
+    let stop = stop_on(ending);
     let log = logs.join("loadgen.ndjson");
     let lab_cpu = || {
         let own = std::process::id() as i32;
@@ -193,6 +191,51 @@ fn load(args: LoadArgs) -> Result<u8> {
     println!("{json}");
     std::fs::write(logs.join("load-report.json"), format!("{json}\n")).context("the report cannot be written")?;
     Ok(u8::from(report.ok == 0))
+}
+
+/// Sets the flag at the first signal, and ends the process at the second one.
+fn stop_on(ending: Ending) -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        ending.wait();
+        asked.store(true, Ordering::Relaxed);
+        // The second signal does not wait for answers that are still out.
+        ending.wait();
+        std::process::exit(130);
+    });
+    stop
+}
+
+fn drive(args: DriveArgs) -> Result<u8> {
+    if args.list {
+        for case in CASES {
+            println!("{:<28} {:<10} {}", case.name, case.workload.name(), case.about);
+        }
+        return Ok(0);
+    }
+    let ending = Ending::block()?;
+    let name = &args.name.name;
+    let state = lifecycle::state(name)?;
+    let cases = chosen(&args.cases, &state.settings.workloads).map_err(anyhow::Error::msg)?;
+    let Some(place) = Place::of(&Topology::of(&state.settings)) else {
+        bail!(
+            "the lab `{name}` runs Bookinfo only: bring it up with --workloads, such as --workloads bodies,http2,grpc"
+        );
+    };
+    let logs = args.out.unwrap_or_else(|| state.logs.clone());
+    std::fs::create_dir_all(&logs).with_context(|| format!("the folder {} cannot be made", logs.display()))?;
+    let bounds = Bounds { rounds: args.rounds, case_limit: args.case_limit, gap: args.gap };
+    let stop = stop_on(ending);
+    let log = Logbook::open(&logs.join("drive.ndjson")).context("the log cannot be opened")?;
+    let reports = netns::within(&name.namespace(LOADGEN), || {
+        meshdiff_lab::clock::tighten_timers();
+        meshdiff_lab::protocols::drive::drive(&cases, bounds, &place, &log, &stop)
+    })?;
+    // The other end's log is complete a moment later; whoever reads it next should find it so.
+    lifecycle::settle();
+    println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "cases": reports }))?);
+    Ok(u8::from(reports.iter().any(|report| report.ok < report.exchanges || !report.failures.is_empty())))
 }
 
 fn run(args: RunArgs) -> Result<u8> {
@@ -268,6 +311,17 @@ fn app(args: AppArgs) -> Result<()> {
         App { workload: serve.workload, service: serve.service, calls: args.call, parallel: args.parallel, caller };
     let app = Arc::new(app);
     serve_until_signal(&ending, &log, move || app.serve(&listener))
+}
+
+fn protocols(args: ProtocolsArgs) -> Result<()> {
+    let ending = Ending::block()?;
+    let serve = args.serve;
+    let listening = Listening::bind(&ServicePort::of(&args.workloads), &args.certificates)
+        .context("the protocol workloads cannot be served")?;
+    let log = Logbook::open(&serve.log)?;
+    become_user(serve.uid)?;
+    let shared = Arc::new(Shared { workload: serve.workload, log: log.clone() });
+    serve_until_signal(&ending, &log, move || listening.serve(&shared))
 }
 
 fn authz(args: ServeArgs) -> Result<()> {

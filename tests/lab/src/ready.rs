@@ -8,7 +8,7 @@ use crate::bootstrap::{ADMIN_PORT, AUTHZ_PORT};
 use crate::clock::MonotonicNs;
 use crate::error::LabError;
 use crate::netns;
-use crate::topology::SERVICE_PORT;
+use crate::topology::ServicePort;
 
 /// How long everything together may take.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -105,8 +105,13 @@ pub fn listener(namespace: &str, ip: Ipv4Addr, port: u16, deadline: MonotonicNs)
 ///
 /// # Errors
 /// When it does not listen in time.
-pub fn application(namespace: &str, ip: Ipv4Addr, deadline: MonotonicNs) -> Result<(), LabError> {
-    listener(namespace, ip, SERVICE_PORT, deadline)
+pub fn application(
+    namespace: &str,
+    ip: Ipv4Addr,
+    ports: &[ServicePort],
+    deadline: MonotonicNs,
+) -> Result<(), LabError> {
+    ports.iter().try_for_each(|port| listener(namespace, ip, port.number, deadline))
 }
 
 /// Waits for a pod's waiting server.

@@ -223,6 +223,45 @@ impl FromStr for Starve {
     }
 }
 
+/// What runs in a lab.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Workload {
+    /// Bookinfo, which `load` drives.
+    Bookinfo,
+    /// HTTP/2 with prior knowledge; this one and those below are what `drive` drives.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// HTTP/1.1 with bodies of every kind.
+    Bodies,
+    /// HTTP/1.1 upgraded to WebSocket.
+    Websocket,
+    /// Bytes.
+    Tcp,
+    /// An application that does TLS itself, by the system's libssl.
+    Tls,
+}
+
+impl Workload {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bookinfo => "bookinfo",
+            Self::Http2 => "http2",
+            Self::Grpc => "grpc",
+            Self::Bodies => "bodies",
+            Self::Websocket => "websocket",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+
+    fn only_bookinfo() -> Vec<Self> {
+        vec![Self::Bookinfo]
+    }
+}
+
 /// Everything that defines a lab.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -237,6 +276,9 @@ pub struct Settings {
     pub mtls: bool,
     /// Whether the sidecars ask the waiting server about every request.
     pub ext_authz: bool,
+    /// What runs, each once, in the order of [`Workload`].
+    #[serde(default = "Workload::only_bookinfo")]
+    pub workloads: Vec<Workload>,
     /// Which versions of reviews run.
     pub reviews_versions: Vec<String>,
     /// Whether productpage asks details and reviews at once.
@@ -304,6 +346,7 @@ pub(crate) mod tests {
             als: "10.77.0.1:9901".parse().unwrap(),
             mtls: true,
             ext_authz: false,
+            workloads: Workload::only_bookinfo(),
             reviews_versions: ["v1", "v2", "v3"].map(String::from).to_vec(),
             parallel: false,
             net_delays: Vec::new(),

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crate::hop::Destination;
-use crate::settings::Settings;
+use crate::settings::{Settings, Workload};
 
 /// The port of every service, as in Bookinfo.
 pub const SERVICE_PORT: u16 = 9080;
@@ -14,6 +14,74 @@ pub const TRUST_DOMAIN: &str = "cluster.local";
 /// The pod that the load comes from.
 pub const LOADGEN: &str = "loadgen";
 
+/// The pod and service of the protocol workloads.
+pub const ECHO: &str = "echo";
+
+/// What Istio takes a port for, by its name's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortProtocol {
+    /// `http`: HTTP/1.1 upstream.
+    Http,
+    /// `http2` and `grpc`: HTTP/2 upstream, both between the sidecars and to the application.
+    Http2,
+    /// `tcp`: bytes.
+    Tcp,
+}
+
+/// A port of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The number, which is also the pods'.
+    pub number: u16,
+    /// As in the Service's manifest.
+    pub name: &'static str,
+    /// What follows from the name.
+    pub protocol: PortProtocol,
+    /// Whether sidecars take HTTP/1.0 from applications there, as in a mesh whose istiod runs with PILOT_HTTP10=1.
+    pub http10: bool,
+}
+
+impl ServicePort {
+    const fn new(number: u16, name: &'static str, protocol: PortProtocol) -> Self {
+        Self { number, name, protocol, http10: false }
+    }
+
+    /// The only port of Bookinfo's services.
+    pub const BOOKINFO: Self = Self::new(SERVICE_PORT, "http", PortProtocol::Http);
+    /// HTTP/1.1 with every kind of body; WebSocket.
+    pub const HTTP: Self = Self::new(8000, "http", PortProtocol::Http);
+    /// HTTP/2 with prior knowledge.
+    pub const HTTP2: Self = Self::new(8001, "http2", PortProtocol::Http2);
+    /// The same with a server whose flow-control windows are small.
+    pub const HTTP2_NARROW: Self = Self::new(8002, "http2-narrow", PortProtocol::Http2);
+    /// gRPC.
+    pub const GRPC: Self = Self::new(8003, "grpc", PortProtocol::Http2);
+    /// Where HTTP/1.0 is allowed.
+    pub const HTTP10: Self = Self { http10: true, ..Self::new(8004, "http-10", PortProtocol::Http) };
+    /// Bytes that come back.
+    pub const TCP_ECHO: Self = Self::new(9000, "tcp-echo", PortProtocol::Tcp);
+    /// A server that speaks first.
+    pub const TCP_GREETING: Self = Self::new(9001, "tcp-greeting", PortProtocol::Tcp);
+    /// An application that does TLS itself.
+    pub const TCP_TLS: Self = Self::new(9443, "tcp-tls", PortProtocol::Tcp);
+
+    /// The ports that the protocol workloads need, in order of their numbers.
+    pub fn of(workloads: &[Workload]) -> Vec<Self> {
+        let any = |list: &[Workload]| list.iter().any(|workload| workloads.contains(workload));
+        let ports: [(Self, &[Workload]); 8] = [
+            (Self::HTTP, &[Workload::Bodies, Workload::Websocket]),
+            (Self::HTTP2, &[Workload::Http2]),
+            (Self::HTTP2_NARROW, &[Workload::Http2]),
+            (Self::GRPC, &[Workload::Grpc]),
+            (Self::HTTP10, &[Workload::Bodies]),
+            (Self::TCP_ECHO, &[Workload::Tcp]),
+            (Self::TCP_GREETING, &[Workload::Tcp]),
+            (Self::TCP_TLS, &[Workload::Tls]),
+        ];
+        ports.into_iter().filter(|(_, needed_by)| any(needed_by)).map(|(port, _)| port).collect()
+    }
+}
+
 /// A service: a name, a virtual IP, and the pods behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -23,6 +91,8 @@ pub struct Service {
     pub vip: Ipv4Addr,
     /// The pods' addresses.
     pub endpoints: Vec<Ipv4Addr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
 }
 
 impl Service {
@@ -112,21 +182,31 @@ impl Topology {
             let ip = settings.subnet.host(10 + pods.len() as u8);
             pods.push(Pod { workload, app, version: version.to_owned(), ip, calls: calls.to_vec() });
         };
-        add(LOADGEN, "v1", &[("productpage", "/productpage")]);
-        add("productpage", "v1", &[("details", "/details/0"), ("reviews", "/reviews/0")]);
-        add("details", "v1", &[]);
-        for version in &settings.reviews_versions {
-            // Bookinfo's v1 shows no stars.
-            let calls: &[_] = if version == "v1" { &[] } else { &[("ratings", "/ratings/0")] };
-            add("reviews", version, calls);
+        let bookinfo = settings.workloads.contains(&Workload::Bookinfo);
+        let ports = ServicePort::of(&settings.workloads);
+        add(LOADGEN, "v1", if bookinfo { &[("productpage", "/productpage")] } else { &[] });
+        if bookinfo {
+            add("productpage", "v1", &[("details", "/details/0"), ("reviews", "/reviews/0")]);
+            add("details", "v1", &[]);
+            for version in &settings.reviews_versions {
+                // Bookinfo's v1 shows no stars.
+                let calls: &[_] = if version == "v1" { &[] } else { &[("ratings", "/ratings/0")] };
+                add("reviews", version, calls);
+            }
+            add("ratings", "v1", &[]);
         }
-        add("ratings", "v1", &[]);
+        if !ports.is_empty() {
+            add(ECHO, "v1", &[]);
+        }
+        let names: &[&str] = if bookinfo { &["productpage", "details", "reviews", "ratings"] } else { &[] };
+        let names = names.iter().copied().chain((!ports.is_empty()).then_some(ECHO));
         let service = |(i, name): (usize, &'static str)| Service {
             name,
             vip: settings.subnet.vip(10 + i as u8),
             endpoints: pods.iter().filter(|pod| pod.app == name).map(|pod| pod.ip).collect(),
+            ports: if name == ECHO { ports.clone() } else { vec![ServicePort::BOOKINFO] },
         };
-        let services = ["productpage", "details", "reviews", "ratings"].into_iter().enumerate().map(service).collect();
+        let services = names.enumerate().map(service).collect();
         Self { pods, services }
     }
 
@@ -138,6 +218,11 @@ impl Topology {
     /// The service of that name.
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.iter().find(|service| service.name == name)
+    }
+
+    /// The ports on which the application of a pod serves.
+    pub fn ports(&self, pod: &Pod) -> Vec<ServicePort> {
+        self.service(pod.app).map_or_else(|| vec![ServicePort::BOOKINFO], |service| service.ports.clone())
     }
 
     /// Whom the application of a pod asks.

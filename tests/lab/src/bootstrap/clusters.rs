@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
-use crate::topology::{NAMESPACE, SERVICE_PORT, Service, TRUST_DOMAIN};
+use crate::topology::{NAMESPACE, PortProtocol, Service, ServicePort, TRUST_DOMAIN};
 
 /// The host name of the access log service, as if it were a Service.
 pub(super) fn als_host() -> String {
@@ -18,17 +18,26 @@ pub(super) fn als_name(parts: &Parts<'_>) -> String {
 /// The waiting server.
 pub(super) const AUTHZ: &str = "lab-ext-authz";
 
-pub(super) fn outbound_name(service: &Service) -> String {
-    format!("outbound|{SERVICE_PORT}||{}", service.fqdn())
+pub(super) fn outbound_name(service: &Service, port: ServicePort) -> String {
+    format!("outbound|{}||{}", port.number, service.fqdn())
 }
 
-pub(super) fn inbound_name() -> String {
-    format!("inbound|{SERVICE_PORT}||")
+pub(super) fn inbound_name(port: ServicePort) -> String {
+    format!("inbound|{}||", port.number)
 }
 
 pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
-    let mut clusters: Vec<_> = parts.topology.services.iter().map(|service| outbound(parts, service)).collect();
-    clusters.push(original_dst(&inbound_name(), true));
+    let mut clusters = Vec::new();
+    for service in &parts.topology.services {
+        clusters.extend(service.ports.iter().map(|port| outbound(parts, service, *port)));
+    }
+    for port in parts.topology.ports(parts.pod) {
+        let mut cluster = original_dst(&inbound_name(port), true);
+        if port.protocol == PortProtocol::Http2 {
+            cluster["typed_extension_protocol_options"] = http_options(json!({ "http2_protocol_options": {} }));
+        }
+        clusters.push(cluster);
+    }
     clusters.push(original_dst("InboundPassthroughCluster", true));
     clusters.push(original_dst("PassthroughCluster", false));
     clusters.push(json!({ "name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": "10s" }));
@@ -43,20 +52,30 @@ pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
     clusters
 }
 
-fn outbound(parts: &Parts<'_>, service: &Service) -> Value {
-    let endpoints: Vec<_> = service.endpoints.iter().map(|ip| (ip.to_string(), SERVICE_PORT)).collect();
+fn outbound(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Value {
+    let endpoints: Vec<_> = service.endpoints.iter().map(|ip| (ip.to_string(), port.number)).collect();
     // HTTP/1.1 upstream is what Istio does for a port named `http`, unless H2 upgrades are asked for.
-    let mut cluster = fixed(&outbound_name(service), &endpoints, http_options(json!({ "http_protocol_options": {} })));
+    let options = match port.protocol {
+        PortProtocol::Http => http_options(json!({ "http_protocol_options": {} })),
+        PortProtocol::Http2 => http_options(json!({ "http2_protocol_options": {} })),
+        PortProtocol::Tcp => json!({}),
+    };
+    let mut cluster = fixed(&outbound_name(service, port), &endpoints, options);
     cluster["lb_policy"] = json!("ROUND_ROBIN");
     if let Some(identity) = parts.identity {
-        let context =
-            tls_context(identity, &["istio-http/1.1", "istio", "http/1.1"], json!({ "exact": service.spiffe_id() }));
+        // What Istio's sidecars offer each other when nothing was negotiated downstream.
+        let alpn: &[&str] = match port.protocol {
+            PortProtocol::Http => &["istio-http/1.1", "istio", "http/1.1"],
+            PortProtocol::Http2 => &["istio-h2", "istio", "h2"],
+            PortProtocol::Tcp => &["istio-peer-exchange", "istio"],
+        };
+        let context = tls_context(identity, alpn, json!({ "exact": service.spiffe_id() }));
         cluster["transport_socket"] = extension(
             "envoy.transport_sockets.tls",
             "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
             json!({
                 "common_tls_context": context,
-                "sni": format!("outbound_.{SERVICE_PORT}_._.{}", service.fqdn()),
+                "sni": format!("outbound_.{}_._.{}", port.number, service.fqdn()),
             }),
         );
     }

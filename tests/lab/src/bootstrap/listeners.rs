@@ -6,10 +6,34 @@ use super::clusters::{AUTHZ, als_host, als_name, inbound_name, outbound_name};
 use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
 use crate::authz::{INBOUND_PREFIX, OUTBOUND_PREFIX};
 use crate::hop::{DELAY, NONCE, REQUEST_ID};
-use crate::topology::{NAMESPACE, SERVICE_PORT, Service, TRUST_DOMAIN};
+use crate::topology::{NAMESPACE, PortProtocol, Service, ServicePort, TRUST_DOMAIN};
 
 pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
-    vec![virtual_outbound(parts), outbound_http(parts), virtual_inbound(parts)]
+    let mut listeners = vec![virtual_outbound(parts)];
+    let mut seen = Vec::new();
+    for service in &parts.topology.services {
+        for &port in &service.ports {
+            if port.protocol == PortProtocol::Tcp {
+                listeners.push(outbound_tcp(parts, service, port));
+            } else if !seen.contains(&port.number) {
+                seen.push(port.number);
+                listeners.push(outbound_http(parts, port));
+            }
+        }
+    }
+    listeners.push(virtual_inbound(parts));
+    listeners
+}
+
+/// A TCP port has a listener per service, on its virtual IP: nothing else tells services apart.
+fn outbound_tcp(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Value {
+    json!({
+        "name": format!("{}_{}", service.vip, port.number),
+        "traffic_direction": "OUTBOUND",
+        "address": socket_address(&service.vip.to_string(), port.number),
+        "bind_to_port": false,
+        "filter_chains": [{ "filters": [tcp_proxy(parts, &outbound_name(service, port))] }],
+    })
 }
 
 /// Takes everything that the application sends, and hands it to the listener of its port.
@@ -31,9 +55,11 @@ fn virtual_outbound(parts: &Parts<'_>) -> Value {
     })
 }
 
-fn outbound_http(parts: &Parts<'_>) -> Value {
-    let name = format!("0.0.0.0_{SERVICE_PORT}");
-    let mut hosts: Vec<_> = parts.topology.services.iter().map(outbound_host).collect();
+fn outbound_http(parts: &Parts<'_>, port: ServicePort) -> Value {
+    let number = port.number;
+    let name = format!("0.0.0.0_{number}");
+    let here = parts.topology.services.iter().filter(|service| service.ports.contains(&port));
+    let mut hosts: Vec<_> = here.map(|service| outbound_host(service, port)).collect();
     hosts.push(json!({
         "name": "allow_any",
         "domains": ["*"],
@@ -43,21 +69,22 @@ fn outbound_http(parts: &Parts<'_>) -> Value {
     let manager = http_manager(
         parts,
         &format!("outbound_{name}"),
-        json!({ "name": SERVICE_PORT.to_string(), "validate_clusters": false, "virtual_hosts": hosts }),
+        json!({ "name": number.to_string(), "validate_clusters": false, "virtual_hosts": hosts }),
         OUTBOUND_PREFIX,
-        json!({}),
+        if port.http10 { json!({ "http_protocol_options": { "accept_http_10": true } }) } else { json!({}) },
     );
     json!({
         "name": name,
         "traffic_direction": "OUTBOUND",
-        "address": socket_address("0.0.0.0", SERVICE_PORT),
+        "address": socket_address("0.0.0.0", number),
         "bind_to_port": false,
         "filter_chains": [{ "filters": [manager] }],
     })
 }
 
-fn outbound_host(service: &Service) -> Value {
+fn outbound_host(service: &Service, port: ServicePort) -> Value {
     let name = service.name;
+    let number = port.number;
     let mut domains = Vec::new();
     for host in [
         service.fqdn(),
@@ -66,19 +93,19 @@ fn outbound_host(service: &Service) -> Value {
         format!("{name}.{NAMESPACE}"),
         service.vip.to_string(),
     ] {
-        domains.push(format!("{host}:{SERVICE_PORT}"));
+        domains.push(format!("{host}:{number}"));
         domains.push(host);
     }
     json!({
-        "name": format!("{}:{SERVICE_PORT}", service.fqdn()),
+        "name": format!("{}:{number}", service.fqdn()),
         "domains": domains,
         "include_request_attempt_count": true,
         "routes": [{
             "name": "default",
             "match": { "prefix": "/" },
-            "decorator": { "operation": format!("{}:{SERVICE_PORT}/*", service.fqdn()) },
+            "decorator": { "operation": format!("{}:{number}/*", service.fqdn()) },
             "route": {
-                "cluster": outbound_name(service),
+                "cluster": outbound_name(service, port),
                 "timeout": "0s",
                 // Istio's default retry policy.
                 "retry_policy": {
@@ -98,27 +125,6 @@ fn outbound_host(service: &Service) -> Value {
 
 /// Takes everything that is sent to the pod.
 fn virtual_inbound(parts: &Parts<'_>) -> Value {
-    let name = format!("0.0.0.0_{SERVICE_PORT}");
-    let route = json!({
-        "name": "default",
-        "match": { "prefix": "/" },
-        "decorator": { "operation": format!("{}.{NAMESPACE}.svc.{TRUST_DOMAIN}:{SERVICE_PORT}/*", parts.pod.app) },
-        "route": { "cluster": inbound_name(), "timeout": "0s" },
-    });
-    let manager = http_manager(
-        parts,
-        &format!("inbound_{name}"),
-        json!({
-            "name": inbound_name(),
-            "validate_clusters": false,
-            "virtual_hosts": [{ "name": format!("inbound|http|{SERVICE_PORT}"), "domains": ["*"], "routes": [route] }],
-        }),
-        INBOUND_PREFIX,
-        json!({
-            "forward_client_cert_details": "APPEND_FORWARD",
-            "set_current_client_cert_details": { "subject": true, "dns": true, "uri": true },
-        }),
-    );
     let chain = |name: &str, port: Option<u16>, filter: Value| {
         let mut chain = json!({ "name": name, "filter_chain_match": {}, "filters": [filter] });
         if let Some(port) = port {
@@ -149,7 +155,7 @@ fn virtual_inbound(parts: &Parts<'_>) -> Value {
             json!({}),
         ));
     }
-    json!({
+    let mut listener = json!({
         "name": "virtualInbound",
         "traffic_direction": "INBOUND",
         "address": socket_address("0.0.0.0", 15006),
@@ -163,10 +169,44 @@ fn virtual_inbound(parts: &Parts<'_>) -> Value {
                 "filter_chain_match": { "destination_port": 15006 },
                 "filters": [tcp_proxy(parts, "BlackHoleCluster")],
             },
-            chain(&name, Some(SERVICE_PORT), manager),
-            chain("virtualInbound", None, tcp_proxy(parts, "InboundPassthroughCluster")),
         ],
-    })
+    });
+    if let Some(chains) = listener["filter_chains"].as_array_mut() {
+        for port in parts.topology.ports(parts.pod) {
+            let name = format!("0.0.0.0_{}", port.number);
+            let filter = match port.protocol {
+                PortProtocol::Tcp => tcp_proxy(parts, &inbound_name(port)),
+                PortProtocol::Http | PortProtocol::Http2 => inbound_manager(parts, port),
+            };
+            chains.push(chain(&name, Some(port.number), filter));
+        }
+        chains.push(chain("virtualInbound", None, tcp_proxy(parts, "InboundPassthroughCluster")));
+    }
+    listener
+}
+
+fn inbound_manager(parts: &Parts<'_>, port: ServicePort) -> Value {
+    let number = port.number;
+    let route = json!({
+        "name": "default",
+        "match": { "prefix": "/" },
+        "decorator": { "operation": format!("{}.{NAMESPACE}.svc.{TRUST_DOMAIN}:{number}/*", parts.pod.app) },
+        "route": { "cluster": inbound_name(port), "timeout": "0s" },
+    });
+    http_manager(
+        parts,
+        &format!("inbound_0.0.0.0_{number}"),
+        json!({
+            "name": inbound_name(port),
+            "validate_clusters": false,
+            "virtual_hosts": [{ "name": format!("inbound|http|{number}"), "domains": ["*"], "routes": [route] }],
+        }),
+        INBOUND_PREFIX,
+        json!({
+            "forward_client_cert_details": "APPEND_FORWARD",
+            "set_current_client_cert_details": { "subject": true, "dns": true, "uri": true },
+        }),
+    )
 }
 
 fn http_manager(parts: &Parts<'_>, stat_prefix: &str, routes: Value, authz_prefix: &str, more: Value) -> Value {

@@ -180,6 +180,27 @@ mod tests {
     }
 
     #[test]
+    fn protocols_are_configured_by_the_name_of_the_port() {
+        use crate::settings::Workload::{Bodies, Grpc, Tcp};
+        let config = example(|settings| settings.workloads = vec![Grpc, Bodies, Tcp], "echo-v1");
+        let resources = &config["static_resources"];
+        let listeners =
+            ["virtualOutbound", "0.0.0.0_8000", "0.0.0.0_8003", "0.0.0.0_8004", "10.96.0.10_9000", "10.96.0.10_9001"];
+        assert_eq!(names(&resources["listeners"])[..6], listeners);
+        let cluster = |name: &str| {
+            let clusters = resources["clusters"].as_array().unwrap();
+            clusters.iter().find(|cluster| cluster["name"] == name).unwrap().to_string()
+        };
+        for name in ["outbound|8003||echo.default.svc.cluster.local", "inbound|8003||"] {
+            assert!(cluster(name).contains("\"explicit_http_config\":{\"http2_protocol_options\":{}}"), "{name}");
+        }
+        assert!(cluster("outbound|8003||echo.default.svc.cluster.local").contains("istio-h2"));
+        assert!(!cluster("outbound|8000||echo.default.svc.cluster.local").contains("http2"));
+        assert!(!cluster("outbound|9000||echo.default.svc.cluster.local").contains("HttpProtocolOptions"));
+        assert_eq!(resources.to_string().matches("accept_http_10").count(), 1);
+    }
+
+    #[test]
     fn a_service_has_the_pods_that_run() {
         let config = example(|settings| settings.reviews_versions = vec!["v1".into(), "v3".into()], "loadgen");
         let clusters = config["static_resources"]["clusters"].as_array().unwrap();

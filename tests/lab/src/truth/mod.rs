@@ -10,12 +10,14 @@
 //! # Ok::<(), meshdiff_lab::truth::TruthError>(())
 //! ```
 
+mod exchange;
 mod records;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use exchange::{Doing, ExchangeRecord, Leg, Mark, Protocol, Role, StreamMessage, Wait};
 pub use records::{AuthzRecord, ClientRecord, InvalidNonce, Nonce, PacketRecord, Record, ServerRecord, Side};
 
 use crate::clock::MonotonicNs;
@@ -43,6 +45,8 @@ pub struct Truth {
     servers: Vec<ServerRecord>,
     authz: Vec<AuthzRecord>,
     packets: Vec<PacketRecord>,
+    exchanges: Vec<ExchangeRecord>,
+    exchange_by_nonce: HashMap<(Nonce, Role), usize>,
     unreadable: usize,
     client_by_nonce: HashMap<Nonce, usize>,
     servers_by_nonce: HashMap<Nonce, Vec<usize>>,
@@ -106,12 +110,17 @@ impl Truth {
                 Record::Server(record) => truth.servers.push(record),
                 Record::Authz(record) => truth.authz.push(record),
                 Record::Packet(record) => truth.packets.push(record),
+                Record::Exchange(record) => truth.exchanges.push(*record),
             }
         }
         truth.clients.sort_by_key(|record| (record.send_start_ns, record.nonce));
         truth.servers.sort_by_key(|record| (record.sent_ns, record.nonce));
         truth.authz.sort_by_key(|record| (record.start_ns, record.nonce));
         truth.packets.sort_by_key(|record| (record.in_ns, record.seq));
+        truth.exchanges.sort_by_key(|record| (record.request.first.map(|mark| mark.after), record.nonce));
+        for (i, record) in truth.exchanges.iter().enumerate() {
+            truth.exchange_by_nonce.insert((record.nonce, record.role), i);
+        }
         for (i, record) in truth.clients.iter().enumerate() {
             truth.client_by_nonce.insert(record.nonce, i);
             truth.client_by_socket.entry(record.local).or_default().push(i);
@@ -148,6 +157,16 @@ impl Truth {
     /// All packets that delayed links held, in order of arrival.
     pub fn packets(&self) -> &[PacketRecord] {
         &self.packets
+    }
+
+    /// Both ends of all exchanges of the protocol workloads, in order of their first byte.
+    pub fn exchanges(&self) -> &[ExchangeRecord] {
+        &self.exchanges
+    }
+
+    /// One end of an exchange of the protocol workloads.
+    pub fn exchange(&self, nonce: Nonce, role: Role) -> Option<&ExchangeRecord> {
+        self.exchange_by_nonce.get(&(nonce, role)).map(|i| &self.exchanges[*i])
     }
 
     /// Lines that are no record.

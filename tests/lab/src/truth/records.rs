@@ -7,6 +7,7 @@ use std::str::FromStr;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
+use super::ExchangeRecord;
 use crate::clock::MonotonicNs;
 
 /// Names one hop of one request: new on each hop, carried in `x-lab-nonce`. On the wire and in logs: 16 hex digits.
@@ -71,6 +72,8 @@ pub enum Record {
     Authz(AuthzRecord),
     /// A packet that a network delay held.
     Packet(PacketRecord),
+    /// An exchange of the protocol workloads, as one end saw it.
+    Exchange(Box<ExchangeRecord>),
 }
 
 /// A request as its sender saw it.

@@ -1,0 +1,126 @@
+//! What a client asks its server to do, in a header of the request.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{MonotonicNs, sleep_until};
+use crate::truth::{Doing, Wait};
+
+/// The header that carries an [`Ask`] as JSON.
+pub const ASK: &str = "x-lab-ask";
+
+/// A wait within a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// After so many bytes.
+    pub after: u64,
+    /// How long, in nanoseconds.
+    pub ns: u64,
+}
+
+impl Pause {
+    /// Milliseconds after so many bytes.
+    pub const fn ms(after: u64, ms: u64) -> Self {
+        Self { after, ns: ms * 1_000_000 }
+    }
+
+    /// Waits, blocking the thread.
+    pub fn wait(self, doing: Doing) -> Wait {
+        let start = MonotonicNs::now();
+        sleep_until(MonotonicNs(start.0 + self.ns));
+        Wait { doing, after_bytes: self.after, start, end: MonotonicNs::now() }
+    }
+
+    /// Waits, letting other tasks run. tokio's timer counts in milliseconds; what is noted is what it really was.
+    pub async fn wait_async(self, doing: Doing) -> Wait {
+        let start = MonotonicNs::now();
+        tokio::time::sleep(std::time::Duration::from_nanos(self.ns)).await;
+        Wait { doing, after_bytes: self.after, start, end: MonotonicNs::now() }
+    }
+}
+
+/// A body: so many messages of that size, with a gap between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Flow {
+    /// How many messages.
+    pub messages: u32,
+    /// Bytes of each.
+    pub bytes: usize,
+    /// Between two of them, in nanoseconds.
+    pub gap_ns: u64,
+    /// One longer wait.
+    pub pause: Option<Pause>,
+}
+
+impl Flow {
+    /// A body without gaps.
+    pub const fn of(messages: u32, bytes: usize) -> Self {
+        Self { messages, bytes, gap_ns: 0, pause: None }
+    }
+
+    /// The same with a gap between its messages.
+    pub const fn gap_ms(self, ms: u64) -> Self {
+        Self { gap_ns: ms * 1_000_000, ..self }
+    }
+
+    /// The same with one wait.
+    pub const fn pause(self, pause: Pause) -> Self {
+        Self { pause: Some(pause), ..self }
+    }
+
+    /// The body's size.
+    pub const fn total(&self) -> usize {
+        self.messages as usize * self.bytes
+    }
+
+    /// The wait that is due when `from` bytes became `to`.
+    pub fn due(&self, from: u64, to: u64) -> Option<Pause> {
+        due(self.pause, from, to)
+    }
+}
+
+/// The pause, if it falls between `from` (exclusive) and `to` bytes.
+pub fn due(pause: Option<Pause>, from: u64, to: u64) -> Option<Pause> {
+    pause.filter(|pause| from < pause.after && pause.after <= to)
+}
+
+/// What is asked of the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ask {
+    /// The case.
+    pub case: String,
+    /// The status to answer; 200 if absent.
+    pub status: Option<u16>,
+    /// gRPC: the status to answer.
+    pub grpc_status: u16,
+    /// The response's body.
+    pub response: Flow,
+    /// How long to wait between request and response, in nanoseconds.
+    pub think_ns: u64,
+    /// A wait while reading the request's body.
+    pub read_pause: Option<Pause>,
+    /// Answer after so many bytes of the request's body, without reading the rest.
+    pub early_after: Option<u64>,
+    /// HTTP/1.1: chunked instead of content-length.
+    pub chunked: bool,
+    /// Answer in HTTP/1.0, ended by closing.
+    pub http10: bool,
+    /// Streams: one message back for each one that comes.
+    pub ping_pong: bool,
+    /// HTTP/2: bytes of header fields in the response's head.
+    pub large_head: usize,
+}
+
+impl Ask {
+    /// As the header's value.
+    pub fn header(&self) -> String {
+        // Serialising strings and numbers into memory does not fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// From the header's value; what is no ask asks for nothing.
+    pub fn from_header(value: Option<&str>) -> Self {
+        value.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+}
