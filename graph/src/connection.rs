@@ -27,6 +27,8 @@ pub(crate) struct Connection {
     pub(crate) server: Option<usize>,
     /// Which part of a request's way it is, where the addresses tell.
     pub(crate) link: Option<Link>,
+    /// True if sequence numbers that both ends share prove the pair; false if only the addresses fit, or one end was not seen.
+    pub(crate) proven: bool,
 }
 
 /// Sockets and their messages, by index.
@@ -85,7 +87,7 @@ pub(crate) fn pair(endpoints: &[Endpoint]) -> Vec<Connection> {
                 let link = link_of_one(&e.socket);
                 let is_server = is_server(e).unwrap_or(e.socket.established.is_some());
                 let (client, server) = if is_server { (None, Some(i)) } else { (Some(i), None) };
-                connections.push(Connection { client, server, link });
+                connections.push(Connection { client, server, link, proven: false });
             }
         }
     }
@@ -158,7 +160,7 @@ impl PeerIndex {
     }
 }
 
-fn is_redirected(socket: &Socket) -> bool {
+pub(crate) fn is_redirected(socket: &Socket) -> bool {
     [OUTBOUND_PORT, INBOUND_PORT].contains(&socket.local.port())
 }
 
@@ -230,16 +232,20 @@ fn orient(endpoints: &[Endpoint], i: usize, j: usize) -> Connection {
     };
     let (client, server) = if i_is_server { (j, i) } else { (i, j) };
     let link = link_of_one(&endpoints[server].socket).or_else(|| link_of_one(&endpoints[client].socket));
-    Connection { client: Some(client), server: Some(server), link }
+    let proven = fit(&endpoints[i], &endpoints[j]) >= Fit::Likely;
+    Connection { client: Some(client), server: Some(server), link, proven }
+}
+
+/// True for the address that Istio's inbound clusters bind, so that the return path is not intercepted (`::6` for IPv6).
+pub(crate) fn passthrough(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.octets() == [127, 0, 0, 6],
+        IpAddr::V6(v6) => v6.segments() == [0, 0, 0, 0, 0, 0, 0, 6],
+    }
 }
 
 /// Which part of a request's way a socket belongs to, by Istio's own addresses.
 fn link_of_one(socket: &Socket) -> Option<Link> {
-    // Istio's inbound clusters bind 127.0.0.6 (::6 for IPv6), so that the return path is not intercepted.
-    let passthrough = |ip: IpAddr| match ip {
-        IpAddr::V4(v4) => v4.octets() == [127, 0, 0, 6],
-        IpAddr::V6(v6) => v6.segments() == [0, 0, 0, 0, 0, 0, 0, 6],
-    };
     if passthrough(socket.local.ip()) || passthrough(socket.remote.ip()) {
         return Some(Link::ServerLoopback);
     }

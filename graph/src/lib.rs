@@ -7,6 +7,7 @@
 mod connection;
 mod exchange;
 mod join;
+pub mod lines;
 mod mesh;
 #[cfg(test)]
 mod samples;

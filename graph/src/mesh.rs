@@ -4,6 +4,7 @@
 use crate::Hop;
 use crate::connection::{Connection, Endpoint};
 use crate::join::{HopInput, Joined};
+use crate::lines::{self, Topology};
 use meshdiff_model::{
     Content, Crossing, JoinedHop, Link, MonotonicNs, NetnsId, Process, ProcessRole, RequestId, Socket, SocketCookie,
     Tgid, Workload, WorkloadSource,
@@ -87,6 +88,8 @@ pub struct MeshGraph {
     pub client_messages_seen: u64,
     /// Access log entries that stand for TCP connections: they are no requests, and no hop is made of them.
     pub tcp_connections_logged: u64,
+    /// The process topology: who is connected to whom, and how.
+    pub topology: Topology,
     /// Each socket's node.
     sockets: HashMap<SocketCookie, NodeIndex>,
 }
@@ -101,9 +104,11 @@ impl MeshGraph {
             hops: Vec::new(),
             client_messages_seen: client_messages,
             tcp_connections_logged: tcp_entries,
+            topology: Topology::default(),
             sockets: HashMap::new(),
         };
         let pods = mesh.add_sockets(&endpoints, &connections, processes, directory);
+        mesh.topology = lines::build(input, &endpoints, &connections, processes, &mesh.workloads(&pods), directory);
         let callers = callers(&hops, &endpoints);
         mesh.hops = hops.into_iter().zip(callers).map(|(joined, caller)| Hop { joined, caller }).collect();
         mesh.add_hop_edges(&pods, directory);
@@ -187,6 +192,14 @@ impl MeshGraph {
             }
         }
         pods
+    }
+
+    fn workloads(&self, pods: &HashMap<NetnsId, NodeIndex>) -> BTreeMap<NetnsId, Workload> {
+        let workload = |node: NodeIndex| match &self.graph[node] {
+            Node::Pod { workload, .. } => workload.clone(),
+            Node::Process(_) | Node::Socket { .. } => Workload::unknown(),
+        };
+        pods.iter().map(|(netns, node)| (*netns, workload(*node))).collect()
     }
 
     fn add_hop_edges(&mut self, pods: &HashMap<NetnsId, NodeIndex>, directory: &dyn Directory) {

@@ -1,0 +1,122 @@
+//! What is spoken on a connection: by what its ends were seen to send, and by what a proxy says where that is encrypted.
+
+use crate::connection::{Connection, Endpoint};
+use meshdiff_model::{Content, HopProtocol, TlsInfo};
+
+/// What is spoken on a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum LineProtocol {
+    /// HTTP whose version nobody said.
+    Http,
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+    /// HTTP/2 without gRPC.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// HTTP/3.
+    Http3,
+    /// TLS, and nothing tells what is inside.
+    Tls,
+    /// Anything else.
+    #[default]
+    Tcp,
+}
+
+impl LineProtocol {
+    /// The name in reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Http10 => "http/1.0",
+            Self::Http11 => "http/1.1",
+            Self::Http2 => "http/2",
+            Self::Grpc => "grpc",
+            Self::Http3 => "http/3",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// What an access log says of the stream; `None` for plain TCP, of which the bytes tell more.
+    pub(super) const fn of_log(protocol: HopProtocol) -> Option<Self> {
+        match protocol {
+            HopProtocol::Http => Some(Self::Http),
+            HopProtocol::Http10 => Some(Self::Http10),
+            HopProtocol::Http11 => Some(Self::Http11),
+            HopProtocol::Http2 => Some(Self::Http2),
+            HopProtocol::Http3 => Some(Self::Http3),
+            HopProtocol::Tcp => None,
+        }
+    }
+}
+
+/// What was seen of one connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// HTTP, by its bytes or by what was agreed on before them.
+    http: Option<LineProtocol>,
+    tls: bool,
+    any: bool,
+    /// True if an end was seen to send from the connection's beginning: what is encrypted would have shown it.
+    from_its_start: bool,
+}
+
+impl Seen {
+    pub(super) fn of(connection: &Connection, endpoints: &[Endpoint], tls: Option<&TlsInfo>) -> Self {
+        let agreed = tls.and_then(|t| t.alpn.as_deref()).and_then(|alpn| match alpn {
+            "h2" => Some(LineProtocol::Http2),
+            "http/1.1" => Some(LineProtocol::Http11),
+            "http/1.0" => Some(LineProtocol::Http10),
+            _ => None,
+        });
+        let mut seen = Self { tls: tls.is_some(), http: agreed, ..Self::default() };
+        for end in [connection.client, connection.server].into_iter().flatten() {
+            let e = &endpoints[end];
+            seen.any |= !e.egress.is_empty() || !e.ingress.is_empty();
+            let opened = e.socket.connect_start.is_some() || e.socket.established.is_some();
+            seen.from_its_start |= opened && !e.egress.is_empty();
+            for piece in &e.egress.pieces {
+                seen.content(&piece.content);
+            }
+        }
+        seen
+    }
+
+    fn content(&mut self, content: &Content) {
+        let http = match content {
+            Content::Http1Request { .. } | Content::Http1Response { .. } => LineProtocol::Http11,
+            Content::Http2Preface => LineProtocol::Http2,
+            Content::TlsHandshake | Content::TlsApplicationData => {
+                self.tls = true;
+                return;
+            }
+            Content::Unknown => return,
+        };
+        // A connection may begin with HTTP/1 and go on as something else; what says most is the latest version.
+        self.http = self.http.max(Some(http));
+    }
+
+    /// Protocol and encryption, with what an access log says of the stream. `None` for a protocol: not a byte was seen, and nobody
+    /// said anything.
+    pub(super) fn decide(self, log: Option<(Option<LineProtocol>, bool)>) -> (Option<LineProtocol>, Option<bool>) {
+        let said = log.and_then(|(protocol, _)| protocol);
+        let protocol = match (self.http, said) {
+            // The log tells versions of HTTP/1 apart, the bytes tell gRPC.
+            (Some(LineProtocol::Http11), Some(said @ LineProtocol::Http10)) => Some(said),
+            (Some(http), _) => Some(http),
+            (None, Some(said)) => Some(said),
+            (None, None) if self.tls => Some(LineProtocol::Tls),
+            (None, None) => self.any.then_some(LineProtocol::Tcp),
+        };
+        let tls = match log {
+            _ if self.tls => Some(true),
+            Some((_, tls)) => Some(tls),
+            None => (self.http.is_some() || self.from_its_start).then_some(false),
+        };
+        (protocol, tls)
+    }
+}
