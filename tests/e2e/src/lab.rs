@@ -81,6 +81,24 @@ impl Lab {
         Load(serde_json::from_slice(&output.stdout).expect("the load generator's report is JSON"))
     }
 
+    /// Runs the cases of the protocol workloads; what came of them, case by case.
+    ///
+    /// # Panics
+    /// If an exchange did not end as its case wants it.
+    pub fn drive(&self, arguments: &[&str]) -> Value {
+        let output = Command::new(binary("meshdiff-lab"))
+            .args(["drive", "--name", &self.name])
+            .arg("--out")
+            .arg(self.load.path())
+            .args(arguments)
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("the lab's binary runs");
+        let report = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "the cases themselves failed: {report}");
+        serde_json::from_str(&report).expect("the report is JSON")
+    }
+
     /// The inode numbers of the pods' network namespaces.
     ///
     /// # Panics

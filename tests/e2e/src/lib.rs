@@ -1,12 +1,14 @@
 //! Drives the real binaries over a real mesh and reads what they say. The tests that use this need root, an Envoy and
 //! the built binaries; none of it is mocked.
 
+mod exchange;
 mod judge;
 mod lab;
 mod matrix;
 mod recorder;
 mod request;
 
+pub use exchange::{Case, Exchanges, judge_exchanges};
 pub use judge::{Judgement, judge};
 pub use lab::{Lab, LabOptions, Load};
 pub use matrix::{Matrix, Row, median};

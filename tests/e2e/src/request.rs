@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 pub struct Request {
     pub id: String,
     pub request_id: Option<String>,
+    pub protocol: Option<String>,
     pub path: Option<String>,
     pub response_code: Option<u16>,
     pub client: End,
