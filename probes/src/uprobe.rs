@@ -1,0 +1,123 @@
+//! Plaintext of applications that do TLS themselves with a shared libssl: probes on its `SSL_write`, told by file and not by process,
+//! so that every process that maps the file is covered from its first call on. The programs are in `bpf/plaintext.h`.
+//!
+//! A process that does not map such a file pays nothing; one that does pays two traps for each call of `SSL_write`, also if its
+//! namespace is not watched.
+
+mod find;
+
+pub use find::{Library, LibraryFinder};
+
+use crate::error::with_causes;
+use aya::Ebpf;
+use aya::programs::uprobe::{UProbeError, UProbeLink, UProbeScope};
+use aya::programs::{ProgramError, UProbe};
+
+const ENTER: &str = "enter_tls_write";
+const EXIT: &str = "exit_tls_write";
+/// OpenSSL has the second since 1.1.1.
+const FUNCTIONS: [&str; 2] = ["SSL_write", "SSL_write_ex"];
+
+/// Why a library's calls are not followed.
+#[derive(Debug, thiserror::Error)]
+pub enum LibraryError {
+    /// It only has the name.
+    #[error("{library} has no SSL_write: it is another library of that name")]
+    NotOpenSsl {
+        /// As its processes know it.
+        library: String,
+    },
+    /// The process that it was found in has ended.
+    #[error("{library}: the process that used it has ended")]
+    Gone {
+        /// As its processes know it.
+        library: String,
+    },
+    /// The kernel takes no such programs, or the tier has none.
+    #[error("uprobes cannot be used here: {reason}")]
+    NotLoaded {
+        /// In the kernel's words.
+        reason: String,
+    },
+    /// The kernel refused to place them.
+    #[error("the kernel refused a probe on {function} of {library}: {reason}")]
+    Refused {
+        /// As its processes know it.
+        library: String,
+        /// Where.
+        function: &'static str,
+        /// In the kernel's words.
+        reason: String,
+    },
+}
+
+/// The probes on libraries, as far as they are placed. Dropping them removes them.
+#[derive(Default)]
+pub(crate) struct Uprobes {
+    links: Vec<UProbeLink>,
+    /// Whether the programs could be loaded; `None` before the first need.
+    loaded: Option<Result<(), String>>,
+}
+
+impl Uprobes {
+    /// Says that there is no use in the programs, and why.
+    pub(crate) fn refuse(&mut self, reason: &str) {
+        self.loaded = Some(Err(reason.to_owned()));
+    }
+
+    /// Loads the programs, once.
+    pub(crate) fn load(&mut self, programs: &mut Ebpf) -> Result<(), LibraryError> {
+        let loaded = self.loaded.get_or_insert_with(|| {
+            [ENTER, EXIT].into_iter().try_for_each(|name| program(programs, name)?.load().map_err(|e| with_causes(&e)))
+        });
+        loaded.clone().map_err(|reason| LibraryError::NotLoaded { reason })
+    }
+
+    /// Follows a library's calls.
+    pub(crate) fn attach(&mut self, programs: &mut Ebpf, library: &Library) -> Result<(), LibraryError> {
+        self.load(programs)?;
+        let mut links = Vec::new();
+        for function in FUNCTIONS {
+            // The return first: a call that is seen to begin is then also seen to end.
+            for name in [EXIT, ENTER] {
+                match attach(programs, name, function, library) {
+                    Ok(link) => links.push(link),
+                    Err(LibraryError::NotOpenSsl { .. }) if function != FUNCTIONS[0] => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.links.append(&mut links);
+        Ok(())
+    }
+
+    pub(crate) fn detach(&mut self) {
+        self.links.clear();
+    }
+}
+
+fn program<'a>(programs: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe, String> {
+    let program = programs.program_mut(name).ok_or("this kind of probes has no programs for libraries")?;
+    program.try_into().map_err(|e: ProgramError| e.to_string())
+}
+
+fn attach(
+    programs: &mut Ebpf,
+    name: &str,
+    function: &'static str,
+    library: &Library,
+) -> Result<UProbeLink, LibraryError> {
+    let program = program(programs, name).map_err(|reason| LibraryError::NotLoaded { reason })?;
+    let link =
+        program.attach(function, &library.path, UProbeScope::AllProcesses).and_then(|id| program.take_link(id));
+    link.map_err(|error| {
+        let library_name = library.name.clone();
+        match &error {
+            _ if !library.path.exists() => LibraryError::Gone { library: library_name },
+            ProgramError::UProbeError(UProbeError::SymbolError { .. }) => {
+                LibraryError::NotOpenSsl { library: library_name }
+            }
+            _ => LibraryError::Refused { library: library_name, function, reason: with_causes(&error) },
+        }
+    })
+}
