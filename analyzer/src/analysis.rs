@@ -130,24 +130,21 @@ fn add_call_details(requests: &mut [AttributedRequest]) {
     for i in 0..requests.len() {
         // Requests are in order of start.
         requests[i].children.sort_unstable();
-        let calls = rollup::charged_calls(requests, i);
-        let request = &mut requests[i];
-        let Some(whole) = request.attribution.segments().get(Segment::ServerApp) else { continue };
-        let detail = |d: Detail| {
-            let found = request.attribution.details().iter().find(|(s, k, _)| (*s, *k) == (Segment::ServerApp, d));
-            found.map_or(DurationNs::ZERO, |(_, _, t)| *t)
-        };
-        let own = whole - calls - detail(Detail::Queue) - detail(Detail::Streaming);
-        let mut extra = vec![(Segment::ServerApp, Detail::SelfTime, own)];
+        let (calls, streaming) = rollup::charged_calls(requests, i);
+        let split = &mut requests[i].attribution;
+        split.take_from_detail(Segment::ServerApp, Detail::Streaming, streaming);
         if calls > DurationNs::ZERO {
-            extra.push((Segment::ServerApp, Detail::DownstreamCalls, calls));
+            split.add_details([(Segment::ServerApp, Detail::DownstreamCalls, calls)]);
+        }
+        let mut extra = Vec::new();
+        if let Some(own) = split.rest_of(Segment::ServerApp) {
+            extra.push((Segment::ServerApp, Detail::SelfTime, own));
         }
         for sidecar in [Segment::ClientSidecar, Segment::ServerSidecar] {
-            let queued = request.attribution.details().iter().find(|(s, k, _)| (*s, *k) == (sidecar, Detail::Queue));
-            if let (Some(whole), Some((_, _, queued))) = (request.attribution.segments().get(sidecar), queued) {
-                extra.push((sidecar, Detail::Other, whole - *queued));
+            if let (Some(_), Some(rest)) = (split.detail(sidecar, Detail::Queue), split.rest_of(sidecar)) {
+                extra.push((sidecar, Detail::Other, rest));
             }
         }
-        request.attribution.add_details(extra);
+        split.add_details(extra);
     }
 }

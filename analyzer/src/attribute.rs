@@ -3,10 +3,16 @@
 //! With all instants there, the segments are differences of neighbouring instants, so they telescope: every instant
 //! is added once and taken away once. What is missing leaves a rest, which is `unattributed`.
 
+mod body;
+mod gave_up;
+mod hindrance;
+mod waits;
+mod way;
+
 use crate::request::{CoverageClass, RequestCoverage, Sides, Vantage};
 use meshdiff_model::{
-    Attribution, AttributionBuilder, AttributionError, Crossing, Detail, DurationNs, Evidence, HopSide, JoinOutcome,
-    JoinedHop, Link, MonotonicNs, Segment, UnmatchedReason,
+    Attribution, AttributionBuilder, AttributionError, Detail, DurationNs, Evidence, HopSide, JoinOutcome, JoinedHop,
+    Link, MonotonicNs, Segment, UnmatchedReason,
 };
 
 /// Splits a hop's time, seen from as near to the client application as the evidence reaches.
@@ -17,13 +23,17 @@ pub fn attribute(hop: &JoinedHop) -> Result<(Attribution, Vantage), AttributionE
     let loopback = Link::ClientLoopback;
     let (request, response) = (hop.request_on(loopback), hop.response_on(loopback));
     let (request_in, response_in) = (hop.request_on(Link::Network), hop.response_on(Link::Network));
+    if let (Some(start), Some(end)) = (request.send, hop.gave_up) {
+        return Ok((gave_up::split(hop, start, end)?, Vantage::App));
+    }
     if let (Some(start), Some(end)) = (request.send, response.last_recv) {
         let mut split = Attribution::of(end - start);
         if let (Some(there), Some(back), Some(head)) = (request.ready, response.send, response.ready) {
             let there_and_back = (there - start) + (head - back);
             split = split.add(Segment::ClientLoopback, there_and_back, Evidence::Kernel);
+            split = waits::of_link(split, hop, Segment::ClientLoopback, loopback);
             split = client_proxy(split, hop, there, back);
-            split = tail(split, hop, head, end);
+            split = body::until_read(split, hop, head, end);
         }
         return Ok((split.rest_unattributed().build()?, Vantage::App));
     }
@@ -55,11 +65,8 @@ fn client_proxy(
 ) -> AttributionBuilder {
     let (request, response) = (hop.request_on(Link::Network), hop.response_on(Link::Network));
     if matches!(hop.server_half, JoinOutcome::Unmatched(UnmatchedReason::LocalReply)) {
-        return queue(
-            split.add(Segment::ClientSidecar, back - there, Evidence::Kernel),
-            Segment::ClientSidecar,
-            [hop.request_on(Link::ClientLoopback)],
-        );
+        let split = split.add(Segment::ClientSidecar, back - there, Evidence::Kernel);
+        return waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, Some(back), None);
     }
     let (Some(sent), Some(answered)) = (request.send, response.ready) else {
         return match &hop.client_log {
@@ -80,11 +87,14 @@ fn client_proxy(
         out = out - (end - start);
     }
     split = split.add(Segment::ClientSidecar, out + (back - answered), Evidence::Kernel);
-    split = queue(split, Segment::ClientSidecar, [hop.request_on(Link::ClientLoopback), response]);
+    let by_proxy = (!retried(hop)).then_some(sent);
+    let answer = Some((response, back));
+    split = waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, by_proxy, answer);
     let round_trip = answered - sent;
     match (request.ready, response.send) {
         (Some(there), Some(back)) => {
             let split = split.add(Segment::Network, round_trip - (back - there), Evidence::Kernel);
+            let split = waits::of_link(split, hop, Segment::Network, Link::Network);
             server_proxy(split, hop, there, back)
         }
         _ => server_by_log(split, hop, round_trip),
@@ -101,7 +111,8 @@ fn server_proxy(
     let (request, response) = (hop.request_on(Link::ServerLoopback), hop.response_on(Link::ServerLoopback));
     let Some(log) = &hop.server_log else { return split };
     if log.upstream_local_address.is_none() && log.upstream_remote_address.is_none() {
-        return split.add(Segment::ServerSidecar, back - there, Evidence::Kernel);
+        let split = split.add(Segment::ServerSidecar, back - there, Evidence::Kernel);
+        return waits::of_proxy(split, hop, Segment::ServerSidecar, Link::Network, Some(back), None);
     }
     let (Some(sent), Some(answered)) = (request.send, response.ready) else {
         return proxy_by_log(split, log, back - there, Segment::ServerSidecar, |split, inner| {
@@ -109,9 +120,11 @@ fn server_proxy(
         });
     };
     let split = split.add(Segment::ServerSidecar, (sent - there) + (back - answered), Evidence::Kernel);
-    let split = queue(split, Segment::ServerSidecar, [hop.request_on(Link::Network), response]);
+    let answer = Some((response, back));
+    let split = waits::of_proxy(split, hop, Segment::ServerSidecar, Link::Network, Some(sent), answer);
     let (Some(arrived), Some(left)) = (request.ready, response.send) else { return split };
     let split = split.add(Segment::ServerLoopback, (arrived - sent) + (answered - left), Evidence::Kernel);
+    let split = waits::of_link(split, hop, Segment::ServerLoopback, Link::ServerLoopback);
     server_app(split, hop, arrived, left)
 }
 
@@ -122,57 +135,12 @@ fn server_app(
     arrived: MonotonicNs,
     left: MonotonicNs,
 ) -> AttributionBuilder {
-    let request = hop.request_on(Link::ServerLoopback);
-    let mut begun = arrived;
-    let mut split = split;
-    // The request's body, where it came after the head.
-    if let Some(whole) = request.last_ready.filter(|&w| w > arrived) {
-        let whole = whole.min(left);
-        let sent = hop.request_on(Link::ClientLoopback).last_send;
-        let from_client = sent.map_or(arrived, |s| s.max(arrived).min(whole));
-        if from_client > arrived {
-            split = split.add(Segment::ClientApp, from_client - arrived, Evidence::Kernel);
-        }
-        split = split.add(Segment::Transfer, whole - from_client, Evidence::Kernel);
-        begun = whole;
-    }
-    split = split.add(Segment::ServerApp, left - begun, Evidence::Kernel);
-    match request.recv.map(|read| read.max(begun).min(left) - begun) {
-        Some(waited) => split.detail(Segment::ServerApp, Detail::Queue, waited),
-        None => split,
-    }
-}
-
-/// From the response's head ready at S1 to its last byte read there.
-fn tail(split: AttributionBuilder, hop: &JoinedHop, head: MonotonicNs, end: MonotonicNs) -> AttributionBuilder {
-    let within = |at: MonotonicNs, from: MonotonicNs| at.max(from).min(end);
-    let mut split = split;
-    let mut at = head;
-    let produced = hop.response_on(Link::ServerLoopback).last_send;
-    if let Some(produced) = produced.map(|p| within(p, at)).filter(|&p| p > at) {
-        split = split.add(Segment::ServerApp, produced - at, Evidence::Kernel).detail(
-            Segment::ServerApp,
-            Detail::Streaming,
-            produced - at,
-        );
-        at = produced;
-    }
-    let Some(arrived) = hop.response_on(Link::ClientLoopback).last_ready.map(|a| within(a, at)) else {
-        return split;
-    };
-    if arrived > at {
-        split = split.add(Segment::Transfer, arrived - at, Evidence::Kernel);
-    }
-    split.add(Segment::ClientApp, end - arrived, Evidence::Kernel)
-}
-
-/// Adds the time that bytes were ready and not yet read, and what remains of the segment.
-fn queue<const N: usize>(split: AttributionBuilder, segment: Segment, crossings: [&Crossing; N]) -> AttributionBuilder {
-    let waits: Option<DurationNs> =
-        crossings.iter().map(|c| c.ready.zip(c.recv).map(|(ready, read)| read - ready)).sum();
-    match waits {
-        Some(waited) => split.detail(segment, Detail::Queue, waited),
-        None => split,
+    let split = body::until_answered(split, hop, arrived, left);
+    // The head waits for the application; what it does not read later is its own pace.
+    let first = split.spans().iter().find(|s| s.from == arrived && s.segment == Segment::ServerApp);
+    match (hop.request_on(Link::ServerLoopback).recv, first.map(|s| s.to)) {
+        (Some(read), Some(to)) => split.detail(Segment::ServerApp, Detail::Queue, read.min(to).max(arrived) - arrived),
+        _ => split,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::report::PartKind;
 use crate::request::AttributedRequest;
-use meshdiff_model::{DurationNs, MonotonicNs, Segment, Workload};
+use meshdiff_model::{Detail, DurationNs, MonotonicNs, Segment, Span, Workload};
 use std::collections::BTreeMap;
 
 /// Time by kind and workload. The sum is what was rolled up, to the nanosecond.
@@ -12,10 +12,13 @@ pub(crate) type Places = BTreeMap<(PartKind, Workload), DurationNs>;
 struct Charge {
     child: usize,
     charged: DurationNs,
+    /// How much of that while the server streamed its response.
+    streaming: DurationNs,
 }
 
 /// Walks back from the end of the last call: at each instant the call that ends last is what the server waited for. A call that
-/// overlaps a later one counts up to that one's start.
+/// overlaps a later one counts up to that one's start. What lies outside the server application's own time (while a
+/// body was under way, say) was waited for by nobody.
 fn critical_path(requests: &[AttributedRequest], parent: usize) -> Vec<Charge> {
     let mut spans: Vec<(MonotonicNs, MonotonicNs, usize)> = requests[parent]
         .children
@@ -26,23 +29,45 @@ fn critical_path(requests: &[AttributedRequest], parent: usize) -> Vec<Charge> {
         })
         .collect();
     spans.sort_by_key(|&(start, end, c)| (std::cmp::Reverse(end), start, c));
+    let own = own_time(&requests[parent]);
     let mut charges = Vec::new();
     let mut until = spans.first().map_or(MonotonicNs(0), |s| s.1);
     for (start, end, child) in spans {
         let end = end.min(until);
         if end > start {
-            charges.push(Charge { child, charged: end - start });
+            let within = |s: &Span| (end.min(s.to) - start.max(s.from)).max(DurationNs::ZERO);
+            let streaming = |s: &&Span| s.detail == Some(Detail::Streaming);
+            let charge = match &own {
+                Some(own) => Charge {
+                    child,
+                    charged: own.iter().map(within).sum(),
+                    streaming: own.iter().filter(streaming).map(within).sum(),
+                },
+                None => Charge { child, charged: end - start, streaming: DurationNs::ZERO },
+            };
+            if charge.charged > DurationNs::ZERO {
+                charges.push(charge);
+            }
             until = start;
         }
     }
     charges
 }
 
-/// How much of a request's server application time it spent waiting for calls of its own.
-pub(crate) fn charged_calls(requests: &[AttributedRequest], parent: usize) -> DurationNs {
+/// The server application's stretches of time, from when it had read the request's head; `None` where only their sum is known.
+fn own_time(request: &AttributedRequest) -> Option<Vec<Span>> {
+    let read = request.request_crossings[2].recv.unwrap_or_default();
+    let own = request.attribution.spans().iter().filter(|s| s.segment == Segment::ServerApp);
+    let own: Vec<Span> = own.map(|s| Span { from: s.from.max(read).min(s.to), ..*s }).collect();
+    (!own.is_empty()).then_some(own)
+}
+
+/// How much of a request's server application time it spent waiting for calls of its own: in all, and while it streamed its response.
+pub(crate) fn charged_calls(requests: &[AttributedRequest], parent: usize) -> (DurationNs, DurationNs) {
     let app = requests[parent].attribution.segments().get(Segment::ServerApp).unwrap_or_default();
-    let calls: DurationNs = critical_path(requests, parent).iter().map(|c| c.charged).sum();
-    calls.min(app)
+    let path = critical_path(requests, parent);
+    let calls: DurationNs = path.iter().map(|c| c.charged).sum();
+    (calls.min(app), path.iter().map(|c| c.streaming).sum())
 }
 
 /// True if a request and all that it caused are full.
@@ -184,7 +209,7 @@ mod tests {
         assert_eq!(app(&places, "d"), 390);
         assert_eq!(app(&places, "b"), 990 - 700);
         assert_eq!(places.values().map(|d| d.0).sum::<i64>(), 1_000);
-        assert_eq!(charged_calls(&list, 0), DurationNs(700));
+        assert_eq!(charged_calls(&list, 0).0, DurationNs(700));
     }
 
     #[test]
@@ -196,7 +221,7 @@ mod tests {
         assert_eq!(app(&places, "d"), 490);
         assert!((95..=97).contains(&app(&places, "c")), "{places:?}");
         assert_eq!(places.values().map(|d| d.0).sum::<i64>(), 1_000);
-        assert_eq!(charged_calls(&list, 0), DurationNs(600));
+        assert_eq!(charged_calls(&list, 0).0, DurationNs(600));
     }
 
     #[test]

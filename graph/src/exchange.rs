@@ -1,17 +1,18 @@
 //! Cuts a connection's two byte streams into exchanges: a request and its response.
 
 use crate::connection::{Connection, Endpoint};
+use crate::http2::StreamFacts;
 use crate::stream::{Offset, Piece, Stream};
-use meshdiff_model::{Content, Crossing, MonotonicNs};
+use meshdiff_model::{Content, Crossing, Direction, Flow, MonotonicNs, Progress};
 
 /// A request and its response on one connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Exchange {
     pub(crate) connection: usize,
     /// The request's bytes, as positions of the vantage end's stream.
-    request: (Offset, Offset),
+    pub(crate) request: (Offset, Offset),
     /// The response's bytes, likewise; `None` if none came.
-    response: Option<(Offset, Offset)>,
+    pub(crate) response: Option<(Offset, Offset)>,
     pub(crate) request_content: Content,
     pub(crate) response_content: Content,
     /// True if the next request began before this one's response did: which response belongs to which is not told by
@@ -28,6 +29,8 @@ pub(crate) struct Exchange {
     /// First and last instant of any kind, at the vantage end.
     pub(crate) first: MonotonicNs,
     pub(crate) last: MonotonicNs,
+    /// Set if it is a stream of HTTP/2, whose bytes lie between those of others.
+    pub(crate) stream: Option<Box<StreamFacts>>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -94,6 +97,7 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
                         first_on_connection: list.is_empty() && seen_from_its_start,
                         first: piece.first,
                         last: piece.last,
+                        stream: None,
                     });
                 } else if let Some(open) = list.last_mut() {
                     open.request.1 = open.request.1.max(piece.end);
@@ -207,10 +211,23 @@ fn is_preliminary(content: &Content) -> bool {
 impl Exchange {
     /// The request's crossing of its connection.
     pub(crate) fn request_crossing(&self, connection: &Connection, endpoints: &[Endpoint]) -> Crossing {
+        if let Some(stream) = &self.stream {
+            return stream.crossing(Direction::Egress, connection, endpoints);
+        }
         let from = connection.client.map(|i| &endpoints[i].egress);
         let to = connection.server.map(|i| &endpoints[i].ingress);
         // Positions are those of the vantage: the client's stream, or the server's where the client was not seen.
         crossing(from, to, connection.client.is_some(), self.request)
+    }
+
+    /// The request's way over its connection in more detail than its crossing has; `None` if it came in one piece.
+    pub(crate) fn request_flow(&self, connection: &Connection, endpoints: &[Endpoint]) -> Option<Flow> {
+        if self.stream.is_some() {
+            return None;
+        }
+        let from = connection.client.map(|i| &endpoints[i].egress);
+        let to = connection.server.map(|i| &endpoints[i].ingress);
+        flow(from, to, connection.client.is_some(), self.request)
     }
 
     /// The response's crossing of its connection. Bytes sent before `not_before` do not mark it: on an encrypted connection
@@ -221,24 +238,57 @@ impl Exchange {
         endpoints: &[Endpoint],
         not_before: Option<MonotonicNs>,
     ) -> Crossing {
-        let Some((mut start, end)) = self.response else { return Crossing::default() };
+        if let Some(stream) = &self.stream {
+            return stream.crossing(Direction::Ingress, connection, endpoints);
+        }
+        let Some((range, told)) = self.response_range(connection, endpoints, not_before) else {
+            return Crossing::default();
+        };
         let from = connection.server.map(|i| &endpoints[i].egress);
         let to = connection.client.map(|i| &endpoints[i].ingress);
-        let vantage_is_sender = connection.client.is_none();
+        let whole = crossing(from, to, connection.client.is_none(), range);
+        if told { whole } else { Crossing { send: None, ready: None, recv: None, ..whole } }
+    }
+
+    /// The response's way over its connection in more detail than its crossing has; `None` if it came in one piece, or if nothing tells
+    /// where it began.
+    pub(crate) fn response_flow(
+        &self,
+        connection: &Connection,
+        endpoints: &[Endpoint],
+        not_before: Option<MonotonicNs>,
+    ) -> Option<Flow> {
+        // What lies between a stream's frames is other streams'.
+        if self.stream.is_some() {
+            return None;
+        }
+        let (range, told) = self.response_range(connection, endpoints, not_before)?;
+        let from = connection.server.map(|i| &endpoints[i].egress);
+        let to = connection.client.map(|i| &endpoints[i].ingress);
+        flow(from, to, connection.client.is_none(), range).filter(|_| told)
+    }
+
+    /// The response's bytes, as positions of the vantage end's stream, and whether it is told where they begin.
+    fn response_range(
+        &self,
+        connection: &Connection,
+        endpoints: &[Endpoint],
+        not_before: Option<MonotonicNs>,
+    ) -> Option<((Offset, Offset), bool)> {
+        let (mut start, end) = self.response?;
+        let from = connection.server.map(|i| &endpoints[i].egress);
+        let to = connection.client.map(|i| &endpoints[i].ingress);
         // Where tickets may precede the response, only its sender can tell where it begins.
         let mut told = !self.after_handshake || (from.is_some() && not_before.is_some());
         if let (Some(from), Some(not_before)) = (from, not_before) {
-            let shift = if vantage_is_sender { 0 } else { to.map_or(0, |to| to.shift_to(from)) };
+            let shift = if connection.client.is_none() { 0 } else { to.map_or(0, |to| to.shift_to(from)) };
             // None at all: what was seen is no answer to this request.
-            let Some(later) = from.first_send_from(start + shift, end + shift, not_before) else {
-                return Crossing::default();
-            };
+            let later = from.first_send_from(start + shift, end + shift, not_before)?;
             // A send that was lost in between may be the one.
             told &= from.covers(start + shift, later);
             start = later - shift;
         }
-        let whole = crossing(from, to, vantage_is_sender, (start, end));
-        if told { whole } else { Crossing { send: None, ready: None, recv: None, ..whole } }
+        Some(((start, end), told))
     }
 
     /// Makes the next exchange of the same connection a part of this one.
@@ -264,15 +314,7 @@ impl Exchange {
 fn crossing(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, range: (Offset, Offset)) -> Crossing {
     let mut result =
         Crossing { bytes: u32::try_from((range.1 - range.0).max(0)).unwrap_or(u32::MAX), ..Crossing::default() };
-    let shift = match (from, to) {
-        (Some(f), Some(t)) => f.shift_to(t),
-        _ => 0,
-    };
-    let (sent, received) = if sender_positions {
-        (range, (range.0 + shift, range.1 + shift))
-    } else {
-        ((range.0 - shift, range.1 - shift), range)
-    };
+    let (sent, received) = positions(from, to, sender_positions, range);
     // The head's end: as the recogniser saw it, else the end of the first send call. Only the sender can tell.
     let mut head_end = None;
     if let Some(from) = from.filter(|f| !f.is_empty()) {
@@ -294,6 +336,43 @@ fn crossing(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, 
         result.recv = head_end.map_or_else(|| at_once(Stream::recv), |end| to.recv(end));
     }
     result
+}
+
+/// A range as positions of the sender's stream, and of the receiver's.
+fn positions(
+    from: Option<&Stream>,
+    to: Option<&Stream>,
+    sender_positions: bool,
+    range: (Offset, Offset),
+) -> ((Offset, Offset), (Offset, Offset)) {
+    let shift = match (from, to) {
+        (Some(f), Some(t)) => f.shift_to(t),
+        _ => 0,
+    };
+    if sender_positions {
+        (range, (range.0 + shift, range.1 + shift))
+    } else {
+        ((range.0 - shift, range.1 - shift), range)
+    }
+}
+
+/// How bytes crossed from a sender's stream to a receiver's, if they did so in pieces. What one end was not seen to do is not known.
+fn flow(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, range: (Offset, Offset)) -> Option<Flow> {
+    let (sent, received) = positions(from, to, sender_positions, range);
+    let (from, to) = (from.filter(|f| !f.is_empty()), to.filter(|t| !t.is_empty()));
+    let [held, retransmits] = from.map(|f| f.hindrances(sent.0, sent.1)).unwrap_or_default();
+    let head = from.and_then(|f| f.piece_at(sent.0).filter(|p| p.start == sent.0)?.head_end);
+    let flow = Flow {
+        bytes: u64::try_from(range.1 - range.0).unwrap_or(0),
+        head: head.and_then(|end| u64::try_from(end.min(sent.1) - sent.0).ok()),
+        sent: from.map_or_else(Progress::unknown, |f| f.sent_progress(sent.0, sent.1)),
+        ready: to.map_or_else(Progress::unknown, |t| t.ready_progress(received.0, received.1)),
+        read: to.map_or_else(Progress::unknown, |t| t.recv_progress(received.0, received.1)),
+        held,
+        retransmits,
+    };
+    let in_pieces = [&flow.sent, &flow.ready, &flow.read].iter().any(|p| p.marks().len() > 1);
+    (in_pieces || !flow.held.is_empty() || !flow.retransmits.is_empty()).then_some(flow)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! One direction of one socket as functions from a byte's position to instants.
 
-use meshdiff_model::{Content, Direction, Message, MonotonicNs, SeqInstant, SeqNo};
+use meshdiff_model::{Content, Direction, Mark, Message, MonotonicNs, Progress, SeqInstant, SeqNo};
 
 /// A position in a direction's byte stream: bytes since the stream's first byte that was seen. Unlike a sequence number
 /// it does not wrap.
@@ -15,7 +15,7 @@ struct Step {
     at: MonotonicNs,
     /// False for the first step after lost events: the bytes may have been ready earlier.
     known: bool,
-    /// True if steps before this one were left out of the message's list: only `end` itself is told by it.
+    /// True if steps before this one may have been left out of the message's list: only `end` itself is told by it.
     only_its_end: bool,
 }
 
@@ -38,6 +38,10 @@ pub(crate) struct Stream {
     last: Option<(SeqNo, Offset)>,
     pub(crate) pieces: Vec<Piece>,
     sends: Vec<(Offset, MonotonicNs)>,
+    /// Indices of sends before which others may have been left out.
+    thinned_sends: Vec<usize>,
+    held: Vec<(Offset, MonotonicNs)>,
+    retransmits: Vec<(Offset, MonotonicNs)>,
     readies: Vec<Step>,
     recvs: Vec<Step>,
     /// True if events of the socket were lost: not even its first message is then known to be free of a gap.
@@ -71,7 +75,12 @@ impl Stream {
         let end = start + i64::from(message.seq.len());
         match message.direction {
             Direction::Egress => {
-                self.sends.extend(message.sends.iter().map(|s| (start + distance(message.seq.start, s.seq), s.at)));
+                let place = |s: &SeqInstant| (start + distance(message.seq.start, s.seq), s.at);
+                let thinned = (0..message.sends.len()).filter(|&i| is_thinned(message, &message.sends, i));
+                self.thinned_sends.extend(thinned.map(|i| self.sends.len() + i));
+                self.sends.extend(message.sends.iter().map(place));
+                self.held.extend(message.held.iter().map(place));
+                self.retransmits.extend(message.retransmits.iter().map(place));
                 self.calls += message.sends.len() as u64 + u64::from(message.elided);
             }
             Direction::Ingress => {
@@ -116,6 +125,14 @@ impl Stream {
     /// two ends of one direction.
     pub(crate) fn shift_to(&self, other: &Self) -> Offset {
         distance(other.base, self.base)
+    }
+
+    /// The position of a byte of which the number is known and about when it was sent.
+    pub(crate) fn place(&self, seq: SeqNo, about: MonotonicNs) -> Offset {
+        let index = self.sends.partition_point(|&(_, at)| at <= about).saturating_sub(1);
+        let near = self.sends.get(index).map_or(0, |&(offset, _)| offset);
+        // Truncation is the wrapping that sequence numbers have.
+        near + distance(self.base.advance(near as u32), seq)
     }
 
     /// When the send call that holds the byte at `at` began. `None` if that byte's send was not seen.
@@ -172,6 +189,50 @@ impl Stream {
         at >= end
     }
 
+    /// How the bytes `start..end` were sent.
+    pub(crate) fn sent_progress(&self, start: Offset, end: Offset) -> Progress {
+        let mut marks: Vec<Mark> = Vec::new();
+        let first = self.sends.partition_point(|&(at, _)| at <= start).saturating_sub(1);
+        for (i, &(begin, at)) in self.sends.iter().enumerate().skip(first).take_while(|(_, s)| s.0 < end) {
+            let ends = self.piece_at(begin).map_or(begin, |p| p.end);
+            if ends <= start {
+                continue;
+            }
+            if marks.is_empty() && begin > start {
+                may_be(&mut marks, count(start, begin));
+            }
+            let next = self.sends.get(i + 1).map(|s| s.0);
+            let high = next.unwrap_or(ends).min(end);
+            let thinned = self.thinned_sends.binary_search(&(i + 1)).is_ok();
+            let low = if thinned { begin } else { ends.min(high) };
+            // What was not seen to be sent was sent at some time before what follows.
+            let high = if next.is_none() && self.lossy { end } else { high };
+            marks.push(Mark { at, low: count(start, low.max(start)), high: count(start, high) });
+        }
+        if marks.is_empty() {
+            return Progress::unknown();
+        }
+        Progress::new(marks)
+    }
+
+    /// How the bytes `start..end` became readable.
+    pub(crate) fn ready_progress(&self, start: Offset, end: Offset) -> Progress {
+        progress(&self.readies, start, end, self.lossy)
+    }
+
+    /// How the bytes `start..end` were read.
+    pub(crate) fn recv_progress(&self, start: Offset, end: Offset) -> Progress {
+        progress(&self.recvs, start, end, self.lossy)
+    }
+
+    /// Where and when TCP held bytes of `start..end` back, and which of them it sent again; counted from `start`.
+    pub(crate) fn hindrances(&self, start: Offset, end: Offset) -> [Vec<(u64, MonotonicNs)>; 2] {
+        [&self.held, &self.retransmits].map(|list| {
+            let within = list.iter().filter(|(at, _)| (start..end).contains(at));
+            within.map(|&(at, when)| (count(start, at), when)).collect()
+        })
+    }
+
     /// When all bytes before `end` were readable. `None` if unknown.
     pub(crate) fn ready(&self, end: Offset) -> Option<MonotonicNs> {
         step(&self.readies, end)
@@ -196,10 +257,57 @@ fn push_steps(to: &mut Vec<Step>, start: Offset, message: &Message, list: &[SeqI
             end,
             at: instant.at,
             known: !(gap && i == 0),
-            only_its_end: message.elided > 0 && i + 1 == list.len(),
+            only_its_end: is_thinned(message, list, i),
         });
         from = end;
     }
+}
+
+/// True if instants may have been left out before the one at `i`.
+fn is_thinned(message: &Message, list: &[SeqInstant], i: usize) -> bool {
+    if message.elided == 0 || i < Message::NEVER_THINNED {
+        return false;
+    }
+    let close = |i: usize| list[i].at - list[i - 1].at < Message::THINNED_BELOW;
+    // Captures of before there was thinning left out all but the last, however far apart.
+    let replaced = i + 1 == list.len() && i == Message::NEVER_THINNED;
+    close(i) || replaced
+}
+
+/// Marks of `steps` for the bytes `start..end`, counted from `start`.
+fn progress(steps: &[Step], start: Offset, end: Offset, lossy: bool) -> Progress {
+    let mut marks: Vec<Mark> = Vec::new();
+    let mut before = start;
+    let first = steps.partition_point(|s| s.end <= start);
+    for step in &steps[first..] {
+        let until = step.end.min(end);
+        if !step.known || step.only_its_end || step.from > before {
+            may_be(&mut marks, count(start, until));
+        }
+        let bytes = count(start, until);
+        marks.push(Mark { at: step.at, low: bytes, high: bytes });
+        before = until;
+        if until == end {
+            break;
+        }
+    }
+    if before < end && (lossy || marks.is_empty()) {
+        may_be(&mut marks, count(start, end));
+    }
+    Progress::new(marks)
+}
+
+/// From the last mark on, up to `high` bytes may have been there.
+fn may_be(marks: &mut Vec<Mark>, high: u64) {
+    match marks.last_mut() {
+        Some(last) => last.high = last.high.max(high),
+        None => marks.push(Mark { at: MonotonicNs(0), low: 0, high }),
+    }
+}
+
+/// Bytes from one position to another.
+fn count(from: Offset, to: Offset) -> u64 {
+    u64::try_from(to - from).unwrap_or(0)
 }
 
 fn step(steps: &[Step], end: Offset) -> Option<MonotonicNs> {
@@ -289,6 +397,45 @@ mod tests {
         assert_eq!(stream.ready(20), Some(MonotonicNs(2)));
         assert_eq!(stream.ready(60), None);
         assert_eq!(stream.ready(100), Some(MonotonicNs(9)));
+    }
+
+    #[test]
+    fn progress_tells_what_was_left_out() {
+        let us = |n: u64| n * 1_000;
+        let mut readies: Vec<(u32, u64)> = (1..=15).map(|i| (i * 10, us(u64::from(i)))).collect();
+        // Some are missing before the first, none before the second: they lie too far apart.
+        readies.extend([(400, us(60)), (410, us(900))]);
+        let mut message = ingress(0, 410, &readies, &[(100, us(10))]);
+        message.elided = 7;
+        let mut stream = Stream::default();
+        stream.push(&message);
+        let ready = stream.ready_progress(5, 410);
+        let at = |t| ready.at(MonotonicNs(us(t)));
+        assert_eq!(
+            [at(0), at(1), at(14), at(15), at(60), at(899), at(900)],
+            [(0, 0), (5, 5), (135, 135), (145, 395), (395, 395), (395, 395), (405, 405)]
+        );
+        let read = stream.recv_progress(0, 410);
+        assert_eq!(read.at(MonotonicNs(us(5_000))), (100, 100), "the rest was never read");
+    }
+
+    #[test]
+    fn sends_make_progress_where_they_begin() {
+        let mut stream = Stream::default();
+        let mut message = ingress(0, 100, &[], &[]);
+        message.direction = Direction::Egress;
+        message.sends = instants(&[(0, 10), (40, 20)]);
+        message.held = instants(&[(60, 25)]);
+        stream.push(&message);
+        let mut later = ingress(130, 200, &[], &[]);
+        later.direction = Direction::Egress;
+        later.gap_before = true;
+        later.sends = instants(&[(130, 50)]);
+        stream.push(&later);
+        let sent = stream.sent_progress(0, 200);
+        assert_eq!([9, 10, 20, 50].map(|t| sent.at(MonotonicNs(t))), [(0, 0), (40, 40), (100, 130), (200, 200)]);
+        assert_eq!(stream.sent_progress(50, 90).at(MonotonicNs(20)), (40, 40));
+        assert_eq!(stream.hindrances(50, 90), [vec![(10, MonotonicNs(25))], vec![]]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::safe::visible;
 use jiff::Timestamp;
-use meshdiff_analyzer::PartKind;
+use meshdiff_analyzer::{PartKind, PeerKnownBy};
 use meshdiff_model::{Detail, DurationNs, Evidence, Segment, WallTime, Workload};
 
 /// A time with three significant digits and the unit that fits: `850 ns`, `12.3 µs`, `4.56 ms`, `1.20 s`. Never
@@ -161,6 +161,11 @@ pub(crate) const fn definition(s: Segment) -> &'static str {
 pub(crate) const fn detail(d: Detail) -> &'static str {
     match d {
         Detail::Queue => "queue (ready, not yet read)",
+        Detail::Hol => "behind an earlier request",
+        Detail::Backpressure => "backpressure (the next hop takes no more)",
+        Detail::AwaitBody => "a filter waiting for the body",
+        Detail::TcpHeld => "held back by TCP (sender)",
+        Detail::Retransmit => "lost and sent again",
         Detail::Filters => "filters and routing",
         Detail::Flush => "flush",
         Detail::DownstreamCalls => "its own calls",
@@ -212,6 +217,15 @@ pub(crate) const fn place(k: PartKind) -> &'static str {
         PartKind::Network => "network to it",
         PartKind::Transfer => "transfer from it",
         PartKind::Unattributed => "unattributed",
+    }
+}
+
+/// How a line's peer is known, for people.
+pub(crate) const fn known_by(k: PeerKnownBy) -> &'static str {
+    match k {
+        PeerKnownBy::Matched => "matched: both sockets were seen, and their sequence numbers prove it",
+        PeerKnownBy::Inferred => "inferred from addresses, access logs, Istio’s ports or node metadata",
+        PeerKnownBy::Unknown => "unknown: only its address was seen",
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 use meshdiff_model::{
-    AccessLogType, Content, HopProtocol, HopTimings, NodeId, Side, SocketCookie, UpstreamLocalAddr, UpstreamRemoteAddr,
-    WallTime,
+    AccessLogType, Content, Crossing, Flows, HopProtocol, HopTimings, NodeId, Side, SocketCookie, UpstreamLocalAddr,
+    UpstreamRemoteAddr, WallTime,
 };
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -40,11 +40,12 @@ fn log(side: Side, marks: [i64; 4]) -> Arc<HopSide> {
         response_body_bytes: 0,
         tls_sni_hostname: None,
         downstream_tls: false,
+        details: meshdiff_model::HopDetails::default(),
     })
 }
 
 /// A hop whose instants are the running sums of `gaps`: six sends and readies there, six back, the last byte read.
-fn hop(gaps: &[u64; 13]) -> JoinedHop {
+pub(super) fn hop(gaps: &[u64; 13]) -> JoinedHop {
     let mut at = 1_000_000;
     let instants: Vec<MonotonicNs> = gaps
         .iter()
@@ -70,6 +71,10 @@ fn hop(gaps: &[u64; 13]) -> JoinedHop {
         sockets: std::array::from_fn(|i| Some(SocketCookie(i as u64))),
         request: [cross(0, 1), cross(2, 3), cross(4, 5)],
         response,
+        flows: Flows::default(),
+        gave_up: None,
+        http2: None,
+        network_by_log: false,
         connection_setup: None,
         request_content: Content::Unknown,
         response_content: Content::Unknown,

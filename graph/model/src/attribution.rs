@@ -1,6 +1,6 @@
 //! The result for one request: a total, and its split.
 
-use crate::{DurationNs, Segment, SegmentMap};
+use crate::{DurationNs, MonotonicNs, Segment, SegmentMap};
 use serde::Serialize;
 
 /// Parts of a segment, where they can be told apart.
@@ -9,7 +9,17 @@ use serde::Serialize;
 pub enum Detail {
     /// Bytes were ready and waited for the process to read them.
     Queue,
-    /// Everything that the log does not split further.
+    /// An earlier request on the same connection was not finished yet: head-of-line blocking.
+    Hol,
+    /// Bytes were ready and the proxy did not read them, because its other side did not take what it had sent on.
+    Backpressure,
+    /// Sidecar: a filter held the head until it had the whole body.
+    AwaitBody,
+    /// The sender's TCP held bytes back: Nagle, pacing, or a full window.
+    TcpHeld,
+    /// Bytes were lost on the way and had to be sent again.
+    Retransmit,
+    /// Everything that is not split further.
     Other,
     /// Sidecar: from the request's end decoded to the request encoded upstream, less connection set-up.
     Filters,
@@ -17,7 +27,7 @@ pub enum Detail {
     Flush,
     /// Server application: hops that it made while it served this request.
     DownstreamCalls,
-    /// Server application: from its first to its last send of the response.
+    /// Server application: between its first and its last send of the response, while all that it had sent was read.
     Streaming,
     /// Server application: what is left.
     #[serde(rename = "self")]
@@ -30,6 +40,11 @@ impl Detail {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Queue => "queue",
+            Self::Hol => "hol",
+            Self::Backpressure => "backpressure",
+            Self::AwaitBody => "await_body",
+            Self::TcpHeld => "tcp_held",
+            Self::Retransmit => "retransmit",
             Self::Other => "other",
             Self::Filters => "filters",
             Self::Flush => "flush",
@@ -50,6 +65,21 @@ pub enum Evidence {
     Als,
     /// A bound: it holds what could not be told apart.
     Bound,
+}
+
+/// A stretch of time that belongs to a segment: body time has many of them, which follow one another without gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Where it belongs.
+    pub segment: Segment,
+    /// Which part of the segment it is, where that is told.
+    pub detail: Option<Detail>,
+    /// Its first instant.
+    pub from: MonotonicNs,
+    /// The instant after its last one.
+    pub to: MonotonicNs,
+    /// How that is known.
+    pub evidence: Evidence,
 }
 
 /// Why an [`Attribution`] could not be made.
@@ -75,13 +105,20 @@ pub struct Attribution {
     segments: SegmentMap,
     evidence: SegmentMap<Evidence>,
     details: Vec<(Segment, Detail, DurationNs)>,
+    spans: Vec<Span>,
 }
 
 impl Attribution {
     /// Starts an attribution of a total.
     #[must_use]
     pub const fn of(total: DurationNs) -> AttributionBuilder {
-        AttributionBuilder { total, segments: SegmentMap::empty(), evidence: SegmentMap::empty(), details: Vec::new() }
+        AttributionBuilder {
+            total,
+            segments: SegmentMap::empty(),
+            evidence: SegmentMap::empty(),
+            details: Vec::new(),
+            spans: Vec::new(),
+        }
     }
     /// The whole.
     #[must_use]
@@ -103,6 +140,29 @@ impl Attribution {
     pub fn details(&self) -> &[(Segment, Detail, DurationNs)] {
         &self.details
     }
+    /// Body time in order: from the request's head ready at the server application until it began to answer, and from the
+    /// response's head ready at the client application to the end. Empty where these instants were not seen.
+    #[must_use]
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+    /// A part of a segment; `None` if it was not told.
+    #[must_use]
+    pub fn detail(&self, segment: Segment, detail: Detail) -> Option<DurationNs> {
+        self.details.iter().find(|(s, d, _)| (*s, *d) == (segment, detail)).map(|(_, _, time)| *time)
+    }
+    /// What no part of a segment holds; `None` if the segment has no value.
+    #[must_use]
+    pub fn rest_of(&self, segment: Segment) -> Option<DurationNs> {
+        let parts: DurationNs = self.details.iter().filter(|(s, ..)| *s == segment).map(|(_, _, time)| *time).sum();
+        self.segments.get(segment).map(|whole| whole - parts)
+    }
+    /// Makes a part of a segment smaller, because some of it turned out to be another one; not below zero.
+    pub fn take_from_detail(&mut self, segment: Segment, detail: Detail, time: DurationNs) {
+        if let Some((_, _, value)) = self.details.iter_mut().find(|(s, d, _)| (*s, *d) == (segment, detail)) {
+            *value = (*value - time).max(DurationNs::ZERO);
+        }
+    }
     /// Adds parts of parts that are known only once other requests are.
     pub fn add_details(&mut self, details: impl IntoIterator<Item = (Segment, Detail, DurationNs)>) {
         self.details.extend(details);
@@ -121,6 +181,7 @@ pub struct AttributionBuilder {
     segments: SegmentMap,
     evidence: SegmentMap<Evidence>,
     details: Vec<(Segment, Detail, DurationNs)>,
+    spans: Vec<Span>,
 }
 
 impl AttributionBuilder {
@@ -140,6 +201,22 @@ impl AttributionBuilder {
             None => self.details.push((segment, detail, value)),
         }
         self
+    }
+    /// Adds a stretch of body time to its segment.
+    #[must_use]
+    pub fn span(mut self, span: Span) -> Self {
+        let value = span.to - span.from;
+        self.spans.push(span);
+        let split = self.add(span.segment, value, span.evidence);
+        match span.detail {
+            Some(detail) => split.detail(span.segment, detail, value),
+            None => split,
+        }
+    }
+    /// The body time so far.
+    #[must_use]
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
     }
     /// What no segment holds yet.
     #[must_use]
@@ -165,7 +242,13 @@ impl AttributionBuilder {
             return Err(AttributionError::NegativeTotal(self.total));
         }
         self.details.sort_by_key(|&(s, d, _)| (s, d));
-        Ok(Attribution { total: self.total, segments: self.segments, evidence: self.evidence, details: self.details })
+        Ok(Attribution {
+            total: self.total,
+            segments: self.segments,
+            evidence: self.evidence,
+            details: self.details,
+            spans: self.spans,
+        })
     }
 }
 

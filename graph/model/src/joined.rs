@@ -1,6 +1,6 @@
 //! One hop with everything that was found about it: both proxies' logs, and the kernel's instants on all six sockets.
 
-use crate::{Content, DurationNs, HopSide, JoinOutcome, MonotonicNs, SocketCookie};
+use crate::{Content, DurationNs, Flows, HopSide, Http2Fields, JoinOutcome, MonotonicNs, SocketCookie};
 use std::sync::Arc;
 
 /// The three TCP connections that a request crosses.
@@ -52,6 +52,15 @@ pub struct JoinedHop {
     pub request: [Crossing; 3],
     /// The response on its way over each [`Link`].
     pub response: [Crossing; 3],
+    /// What lies between the crossings' instants, where a message came in pieces.
+    pub flows: Flows,
+    /// When the client application closed or reset S1 before it had all of the response: it gave up then.
+    pub gave_up: Option<MonotonicNs>,
+    /// What the frames of HTTP/2 say of it, nearest to the client application.
+    pub http2: Option<Http2Fields>,
+    /// The connection between the sidecars was seen, and carried other requests too: S3 and S4 are found, but no instant on them. What
+    /// lies between them is told by the sidecars' logs.
+    pub network_by_log: bool,
     /// S3's connect until its TLS handshake was done, if this request waited for it: start and end.
     pub connection_setup: Option<(MonotonicNs, MonotonicNs)>,
     /// What the client application's first bytes were.

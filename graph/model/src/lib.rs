@@ -9,8 +9,11 @@ mod attribution;
 mod clock;
 mod coverage;
 mod estimate;
+mod flow;
 mod histogram;
 mod hop;
+mod hop_details;
+mod http2;
 mod ids;
 mod join;
 mod joined;
@@ -28,18 +31,21 @@ pub use addr::{
     DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, LocalAddr, PeerAddr, UpstreamLocalAddr,
     UpstreamRemoteAddr, normalise_ip,
 };
-pub use attribution::{Attribution, AttributionBuilder, AttributionError, Detail, Evidence};
+pub use attribution::{Attribution, AttributionBuilder, AttributionError, Detail, Evidence, Span};
 pub use clock::{ClockAnchor, ClockSample, DurationNs, MonotonicNs, WallTime};
 pub use coverage::{ProbeStats, ProbeTier};
 pub use estimate::Estimate;
+pub use flow::{Flow, Flows, Mark, Progress};
 pub use histogram::{Bucket, ExponentialHistogram, HistogramError, Parts as HistogramParts};
 pub use hop::{AccessLogType, HopProtocol, HopSide, HopTimings, Side};
+pub use hop_details::{HopBytes, HopDetails, HopFailure, HopTags, HopTls, Peer};
+pub use http2::{Http2Fields, Http2Gap, Http2Stream};
 pub use ids::{NetnsId, NodeId, RequestId, SocketCookie, Tgid};
 pub use join::{AmbiguityReason, JoinOutcome, UnmatchedReason};
 pub use joined::{Crossing, JoinedHop, Link};
 pub use life::{Close, Closer, Errno, SocketRole};
 pub use message::{Content, Direction, Message, SeqInstant};
-pub use metrics::{DropReason, IoMetrics, SocketMetrics};
+pub use metrics::{DropReason, IoMetrics, Metric, SocketMetrics};
 pub use process::{Process, ProcessRole};
 pub use proxy::{Proxy, ProxyKind, Workload, WorkloadSource};
 pub use segment::{Segment, SegmentMap};

@@ -2,7 +2,10 @@
 
 use super::{Entry, Joiner, TOLERANCE, local_reply};
 use crate::exchange::Exchange;
-use meshdiff_model::{Content, Crossing, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie, UnmatchedReason};
+use meshdiff_model::{
+    Content, Crossing, Flows, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie, UnmatchedReason,
+};
+use std::sync::Arc;
 
 impl Joiner<'_> {
     pub(super) fn empty_hop(&self, client_half: JoinOutcome<()>, server_half: JoinOutcome<()>) -> JoinedHop {
@@ -12,6 +15,10 @@ impl Joiner<'_> {
             sockets: [None; 6],
             request: [Crossing::default(); 3],
             response: [Crossing::default(); 3],
+            flows: Flows::default(),
+            gave_up: None,
+            http2: None,
+            network_by_log: false,
             connection_setup: None,
             request_content: Content::Unknown,
             response_content: Content::Unknown,
@@ -35,6 +42,13 @@ impl Joiner<'_> {
         hop.sockets[2 * at + 1] = connection.server.map(|i| self.endpoints[i].socket.cookie);
         hop.request[at] = exchange.request_crossing(connection, &self.endpoints);
         hop.response[at] = exchange.response_crossing(connection, &self.endpoints, response_not_before);
+        hop.flows.request[at] = exchange.request_flow(connection, &self.endpoints).map(Arc::new);
+        hop.flows.response[at] = exchange.response_flow(connection, &self.endpoints, response_not_before).map(Arc::new);
+        hop.flows.behind[at] = self.waited_behind(exchange, &hop.request[at]);
+        if let Some(stream) = &exchange.stream {
+            let before = hop.http2.take();
+            hop.http2 = Some(nearest(stream.fields.clone(), before));
+        }
         if link == Link::ClientLoopback {
             hop.request_content = exchange.request_content.clone();
             hop.response_content = exchange.response_content.clone();
@@ -75,10 +89,11 @@ impl Joiner<'_> {
             self.put(&mut hop, Link::Network, &self.exchanges[e], inner);
             self.doubt_end(&mut hop, Link::Network, &self.exchanges[e], server);
             if self.parted.contains(&e) {
-                forget_end(&mut hop.request[Link::Network as usize]);
-                forget_end(&mut hop.response[Link::Network as usize]);
+                forget_end(&mut hop, Link::Network);
             }
             hop.connection_setup = self.setup_of(&self.exchanges[e], client);
+        } else {
+            self.put_shared_network(&mut hop, client, server);
         }
         if let Some(client) = client {
             hop.client_log = Some(client.log.clone());
@@ -94,10 +109,33 @@ impl Joiner<'_> {
         hop
     }
 
+    /// Names S3 and S4 where their connection is encrypted and carries several requests at once: it was seen, and no more can be.
+    fn put_shared_network(&self, hop: &mut JoinedHop, client: Option<&Entry>, server: Option<&Entry>) {
+        const SHARED: JoinOutcome<usize> = JoinOutcome::Unmatched(UnmatchedReason::MultiplexedEncrypted);
+        let by_client = client.filter(|c| c.upstream == SHARED).and_then(|c| c.upstream_connection);
+        let by_server = server.filter(|s| s.downstream == SHARED).and_then(|s| s.downstream_connection);
+        // Each half names the connection; where both do, it must be the same.
+        let connection = match (client, server) {
+            (Some(_), Some(_)) => by_client.filter(|_| by_client == by_server),
+            _ => by_client.or(by_server),
+        };
+        if let Some(connection) = connection.map(|c| &self.connections[c])
+            && let (Some(s3), Some(s4)) = (connection.client, connection.server)
+        {
+            hop.sockets[2] = Some(self.endpoints[s3].socket.cookie);
+            hop.sockets[3] = Some(self.endpoints[s4].socket.cookie);
+            hop.network_by_log = true;
+        }
+    }
+
     /// A loss is noticed by what comes after it. Where nothing comes after an exchange on its connection, its last bytes may have been
     /// lost without a trace: then they count only if nothing was lost in the whole recording, and both ends and the log of the proxy that
     /// sent the response bear each other out. A close comes after, too.
     fn doubt_end(&self, hop: &mut JoinedHop, link: Link, exchange: &Exchange, proxy: Option<&Entry>) {
+        // A stream says itself where it ends, and no instant is taken from bytes that follow a loss.
+        if exchange.stream.is_some() {
+            return;
+        }
         let connection = &self.connections[exchange.connection];
         let last = self.of_connection[exchange.connection].end - 1;
         let ends = || [connection.client, connection.server].into_iter().flatten().map(|i| &self.endpoints[i].socket);
@@ -105,15 +143,29 @@ impl Joiner<'_> {
             return;
         }
         let mark = proxy.and_then(|p| Some(p.start?.offset(p.log.timings.time_to_last_downstream_tx_byte?)));
-        let response = &mut hop.response[link as usize];
+        let response = &hop.response[link as usize];
         let unheard = mark.is_some_and(|mark| response.last_send.is_none_or(|at| at.offset(TOLERANCE) < mark));
         // What was lost elsewhere may have been lost here.
         let unheard = unheard || !self.lossy.is_empty();
         let one_sided = connection.client.is_none() || connection.server.is_none();
         if unheard || one_sided {
-            forget_end(response);
-            forget_end(&mut hop.request[link as usize]);
+            forget_end(hop, link);
         }
+    }
+
+    /// When the accepting end had sent its last byte of the response to the request before this one on the same connection, if this one
+    /// was ready there before that: requests of HTTP/1 are answered one after the other.
+    fn waited_behind(&self, exchange: &Exchange, request: &Crossing) -> Option<MonotonicNs> {
+        if exchange.stream.is_some() {
+            return None;
+        }
+        let list = &self.exchanges[self.of_connection[exchange.connection].clone()];
+        let from = list.partition_point(|e| e.first < exchange.first);
+        let place = from + list[from..].iter().position(|e| std::ptr::eq(e, exchange))?;
+        let before = &list[place.checked_sub(1)?];
+        let connection = &self.connections[exchange.connection];
+        let done = before.response_crossing(connection, &self.endpoints, None).last_send?;
+        (request.ready? < done).then_some(done)
     }
 
     /// S3's connect and handshake, if this exchange is the first on it and the connect began after the proxy had the request.
@@ -139,11 +191,12 @@ impl Joiner<'_> {
             let local = local_reply(&client.log);
             let loopback = client.downstream.map(|_| ());
             hop.client_half = match (loopback, &client.upstream) {
-                (JoinOutcome::Matched(()), _) if local => JoinOutcome::Matched(()),
+                (JoinOutcome::Matched(()), _) if local || hop.network_by_log => JoinOutcome::Matched(()),
                 (JoinOutcome::Matched(()), up) => up.map(|_| ()),
                 (other, _) => other,
             };
-            let links: &[Link] = if local { &[Link::ClientLoopback] } else { &[Link::ClientLoopback, Link::Network] };
+            let one = local || hop.network_by_log;
+            let links: &[Link] = if one { &[Link::ClientLoopback] } else { &[Link::ClientLoopback, Link::Network] };
             let seen = links.iter().all(|&l| whole(hop.request_on(l)) && whole(hop.response_on(l)))
                 && hop.response_on(Link::ClientLoopback).last_recv.is_some();
             if matches!(hop.client_half, JoinOutcome::Matched(())) && !seen {
@@ -151,7 +204,8 @@ impl Joiner<'_> {
             }
         }
         if let Some(server) = server {
-            hop.server_half = match (server.downstream.map(|_| ()), server.upstream.map(|_| ())) {
+            let came = if hop.network_by_log { JoinOutcome::Matched(()) } else { server.downstream.map(|_| ()) };
+            hop.server_half = match (came, server.upstream.map(|_| ())) {
                 (JoinOutcome::Matched(()), _) if local_reply(&server.log) => JoinOutcome::Matched(()),
                 (JoinOutcome::Matched(()), up) => up,
                 (other, _) => other,
@@ -190,11 +244,29 @@ impl Joiner<'_> {
     }
 }
 
-/// Takes away what is said of last bytes: the recording ended before these messages did, or may have.
-pub(super) fn forget_ends(hop: &mut JoinedHop) {
-    hop.request.iter_mut().chain(&mut hop.response).for_each(forget_end);
+/// What frames say, nearest to the client application first.
+fn nearest(near: Http2Fields, far: Option<Http2Fields>) -> Http2Fields {
+    let far = far.unwrap_or_default();
+    Http2Fields {
+        method: near.method.or(far.method),
+        path: near.path.or(far.path),
+        status: near.status.or(far.status),
+        grpc: near.grpc.or(far.grpc),
+        grpc_status: near.grpc_status.or(far.grpc_status),
+        request_id: near.request_id.or(far.request_id),
+    }
 }
 
-fn forget_end(crossing: &mut Crossing) {
-    *crossing = Crossing { last_send: None, last_ready: None, last_recv: None, ..*crossing };
+/// Takes away what is said of last bytes: the recording ended before these messages did, or may have.
+pub(super) fn forget_ends(hop: &mut JoinedHop) {
+    Link::ALL.into_iter().for_each(|link| forget_end(hop, link));
+}
+
+fn forget_end(hop: &mut JoinedHop, link: Link) {
+    let at = link as usize;
+    for crossing in [&mut hop.request[at], &mut hop.response[at]] {
+        *crossing = Crossing { last_send: None, last_ready: None, last_recv: None, ..*crossing };
+    }
+    hop.flows.request[at] = None;
+    hop.flows.response[at] = None;
 }

@@ -30,6 +30,9 @@ impl Instants {
     fn is_long(&self) -> bool {
         self.list.len() >= LONG
     }
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
     pub(super) fn last(&self) -> Option<SeqInstant> {
         self.list.last().copied()
     }

@@ -1,6 +1,7 @@
 //! What assembly makes of conversations that are written down by hand.
 
 use super::*;
+use crate::event::Extra;
 use meshdiff_model::{Content, Direction, LocalAddr, NetnsId, PeerAddr, SeqInstant, SeqNo, SeqRange, TcpState, Tgid};
 
 const COOKIE: SocketCookie = SocketCookie(77);
@@ -36,7 +37,7 @@ impl Feed {
         feed
     }
     fn raw(&mut self, counter: u32, at: u64, kind: RawKind<'_>) {
-        let event = RawEvent { socket: COOKIE, counter, at: MonotonicNs(at), tgid: Tgid(9), srtt: None, kind };
+        let event = RawEvent { socket: COOKIE, counter, at: MonotonicNs(at), tgid: Tgid(9), srtt: None, extra: Extra::default(), kind };
         self.assembler.push(&event, &mut self.sink);
     }
     fn event(&mut self, at: u64, kind: RawKind<'_>) {
@@ -288,6 +289,19 @@ fn long_lists_keep_their_ends() {
 }
 
 #[test]
+fn a_pause_in_a_long_list_keeps_both_its_ends() {
+    let mut f = Feed::accepted();
+    let pause = |i: u64| if i >= 50 { 5_000_000 } else { 0 };
+    for i in 0..100u64 {
+        f.send(10 + i + pause(i), i as u32 * 10, 10, b"");
+    }
+    let (egress, ..) = f.finish();
+    let sends = instants(&egress[0].sends);
+    assert_eq!(&sends[14..], [(140, 24), (490, 59), (500, 5_000_060), (990, 5_000_109)]);
+    assert_eq!(egress[0].elided, 82);
+}
+
+#[test]
 fn closed_sockets_are_read_for_a_while_and_then_forgotten() {
     const S: u64 = 1_000_000_000;
     let mut f = Feed::accepted();
@@ -310,7 +324,7 @@ fn a_socket_that_was_never_announced_is_counted() {
     let mut assembler = Assembler::new(Limits::default());
     let mut sink = Collected::default();
     let kind = RawKind::Send { seq: SeqNo(1), len: 1, prefix: b"" };
-    let event = RawEvent { socket: COOKIE, counter: 0, at: MonotonicNs(1), tgid: Tgid(1), srtt: None, kind };
+    let event = RawEvent { socket: COOKIE, counter: 0, at: MonotonicNs(1), tgid: Tgid(1), srtt: None, extra: Extra::default(), kind };
     assembler.push(&event, &mut sink);
     assembler.finish(&mut sink);
     assert_eq!((sink.messages.len(), sink.sockets.len(), assembler.stats().unidentified_sockets), (1, 0, 1));

@@ -1,0 +1,214 @@
+//! Where a message's bytes are at an instant.
+
+use super::hindrance::{Cause, Hindrances};
+use meshdiff_model::{Crossing, Detail, Flow, JoinedHop, Link, MonotonicNs};
+use std::borrow::Cow;
+
+/// A message's way from the application that sent it to the one that reads it, link by link.
+pub(super) struct Way<'a> {
+    links: Vec<Cow<'a, Flow>>,
+    hindrances: Vec<Hindrances>,
+    /// Bytes at the message's end that are the same on the first and on the last link: its body, where the proxies hand it through
+    /// as it is. `None` if it is encoded anew on the way (chunks, frames), so that positions on different links do not compare.
+    payload: Option<u64>,
+    /// False if the instants of different links cannot be compared.
+    one_clock: bool,
+}
+
+impl<'a> Way<'a> {
+    /// The request's way, as far as it went.
+    pub(super) fn of_request(hop: &'a JoinedHop) -> Self {
+        let links = links(hop).iter().map(|&l| (hop.request_on(l), hop.flows.request[l as usize].as_deref()));
+        let logged = [&hop.client_log, &hop.server_log].map(|l| l.as_ref().map(|l| l.request_body_bytes));
+        Self::new(links.collect(), logged, one_clock(hop))
+    }
+
+    /// The response's way, from where it came.
+    pub(super) fn of_response(hop: &'a JoinedHop) -> Self {
+        let links = links(hop).iter().rev().map(|&l| (hop.response_on(l), hop.flows.response[l as usize].as_deref()));
+        let logged = [&hop.client_log, &hop.server_log].map(|l| l.as_ref().map(|l| l.response_body_bytes));
+        Self::new(links.collect(), logged, one_clock(hop))
+    }
+
+    fn new(links: Vec<(&'a Crossing, Option<&'a Flow>)>, logged: [Option<u64>; 2], one_clock: bool) -> Self {
+        let links: Vec<Cow<'a, Flow>> = links
+            .into_iter()
+            .map(|(crossing, flow)| flow.map_or_else(|| Cow::Owned(Flow::of(crossing)), Cow::Borrowed))
+            .collect();
+        let hindrances = links.iter().map(|flow| Hindrances::of(flow)).collect();
+        let payload = payload(&links, logged);
+        Self { links, hindrances, payload, one_clock }
+    }
+
+    fn first(&self) -> &Flow {
+        &self.links[0]
+    }
+
+    fn last(&self) -> &Flow {
+        &self.links[self.links.len() - 1]
+    }
+
+    /// True if bytes are ready at the message's destination and were not read yet.
+    pub(super) fn unread(&self, at: MonotonicNs) -> Option<bool> {
+        more(self.last().ready.at(at), self.last().read.at(at))
+    }
+
+    /// True if all of the message is ready at its destination.
+    pub(super) fn complete(&self, at: MonotonicNs) -> Option<bool> {
+        let (low, high) = self.last().ready.at(at);
+        match self.last().bytes {
+            all if low >= all => Some(true),
+            all if high < all => Some(false),
+            _ => None,
+        }
+    }
+
+    /// When its sender sent of it next.
+    pub(super) fn next_send(&self, at: MonotonicNs) -> Option<MonotonicNs> {
+        self.first().sent.next_after(at)
+    }
+
+    /// When more of it was ready at its destination next.
+    pub(super) fn next_arrival(&self, at: MonotonicNs) -> Option<MonotonicNs> {
+        self.last().ready.next_after(at)
+    }
+
+    /// True if bytes were sent that are not ready at the destination: on a connection, or held by a proxy between two.
+    pub(super) fn in_flight(&self, at: MonotonicNs) -> Option<bool> {
+        if !self.one_clock {
+            return None;
+        }
+        if self.complete(at) == Some(true) {
+            return Some(false);
+        }
+        let (sent, arrived) = (self.first().sent.at(at), self.last().ready.at(at));
+        let (all_sent, all_arrived) = (self.first().bytes, self.last().bytes);
+        if sent.0 >= all_sent && arrived.1 < all_arrived {
+            return Some(true);
+        }
+        match self.payload {
+            // Only what lies beyond both heads compares.
+            Some(payload) => {
+                let of = |(low, high): (u64, u64), all: u64| {
+                    let head = all.saturating_sub(payload);
+                    (low.saturating_sub(head).min(payload), high.saturating_sub(head).min(payload))
+                };
+                more(of(sent, all_sent), of(arrived, all_arrived))
+            }
+            None => self.moves_on(at),
+        }
+    }
+
+    /// True if bytes are under way somewhere, told without comparing positions of different links: sent and not ready, ready and not
+    /// read by a proxy, or read by a proxy that has not sent anything since (or will, before it reads more).
+    fn moves_on(&self, at: MonotonicNs) -> Option<bool> {
+        let mut known = true;
+        for (i, link) in self.links.iter().enumerate() {
+            let mut steps = vec![more(link.sent.at(at), link.ready.at(at))];
+            if let Some(next) = self.links.get(i + 1) {
+                steps.push(more(link.ready.at(at), link.read.at(at)));
+                steps.push(holds(link, next, at));
+            }
+            if steps.contains(&Some(true)) {
+                return Some(true);
+            }
+            known &= !steps.contains(&None);
+        }
+        known.then_some(false)
+    }
+
+    /// What keeps bytes from moving on, in order of what explains most.
+    pub(super) fn hindrance(&self, at: MonotonicNs) -> Option<Detail> {
+        if !self.one_clock {
+            return None;
+        }
+        let causes = || self.hindrances.iter().filter_map(|h| h.at(at));
+        if causes().any(|c| c == Cause::Lost) {
+            return Some(Detail::Retransmit);
+        }
+        if causes().any(|c| c == Cause::Held) {
+            return Some(Detail::TcpHeld);
+        }
+        let yes = |a, b| more(a, b) == Some(true);
+        let mut waits = None;
+        for pair in self.links.windows(2) {
+            let (here, next) = (&pair[0], &pair[1]);
+            if !yes(here.ready.at(at), here.read.at(at)) {
+                continue;
+            }
+            let (sent, ready, read) = (next.sent.at(at), next.ready.at(at), next.read.at(at));
+            if yes(sent, ready) || yes(ready, read) {
+                return Some(Detail::Backpressure);
+            }
+            waits = Some(Detail::Queue);
+        }
+        waits
+    }
+
+    /// Instants at which any of the answers can change.
+    pub(super) fn changes(&self) -> impl Iterator<Item = MonotonicNs> + '_ {
+        let marks = self.links.iter().flat_map(|l| [&l.sent, &l.ready, &l.read]).flat_map(|p| p.marks());
+        marks.map(|m| m.at).chain(self.hindrances.iter().flat_map(Hindrances::changes))
+    }
+}
+
+/// True if `a` is more than `b`, of both of which only bounds are known.
+const fn more(a: (u64, u64), b: (u64, u64)) -> Option<bool> {
+    if a.0 > b.1 {
+        Some(true)
+    } else if a.1 <= b.0 {
+        Some(false)
+    } else {
+        None
+    }
+}
+
+/// True if a proxy, which reads from one link and sends on the next, has bytes that it did not send on. Nobody sees its buffers: what it
+/// read last it still has if it sent nothing since, and what it sends without having read before it had.
+fn holds(from: &Flow, to: &Flow, at: MonotonicNs) -> Option<bool> {
+    let told = |(low, high): (u64, u64)| low == high;
+    if !told(from.read.at(at)) || !told(to.sent.at(at)) {
+        return None;
+    }
+    let read_last = from.read.last_until(at) > to.sent.last_until(at);
+    let sends_next = match (to.sent.next_after(at), from.read.next_after(at)) {
+        (Some(sends), Some(reads)) => sends < reads,
+        (Some(_), None) => true,
+        (None, _) => false,
+    };
+    Some(read_last || sends_next)
+}
+
+/// How many bytes at their ends two links have in common: the body, where it has the same size on both or the size that the
+/// proxies' logs give it.
+fn payload(links: &[Cow<'_, Flow>], logged: [Option<u64>; 2]) -> Option<u64> {
+    let body = |flow: &Flow| flow.head.map(|head| flow.bytes - head.min(flow.bytes));
+    let (first, last) = (&links[0], &links[links.len() - 1]);
+    match (body(first), body(last)) {
+        (Some(a), Some(b)) => (a == b).then_some(a),
+        (Some(body), None) | (None, Some(body)) => {
+            let agree = logged.iter().flatten().all(|l| *l == body) && logged.iter().any(Option::is_some);
+            (agree && body <= first.bytes.min(last.bytes)).then_some(body)
+        }
+        (None, None) => None,
+    }
+}
+
+/// The links that the message used: Envoy may have answered by itself.
+fn links(hop: &JoinedHop) -> &'static [Link] {
+    let answered_itself =
+        |log: &meshdiff_model::HopSide| log.upstream_local_address.is_none() && log.upstream_remote_address.is_none();
+    if hop.client_log.as_ref().is_some_and(|l| answered_itself(l)) {
+        &Link::ALL[..1]
+    } else if hop.server_log.as_ref().is_some_and(|l| answered_itself(l)) {
+        &Link::ALL[..2]
+    } else {
+        &Link::ALL
+    }
+}
+
+/// False if a message was ready between the sidecars before it was sent: then the two read different clocks.
+fn one_clock(hop: &JoinedHop) -> bool {
+    let forward = |c: &Crossing| !matches!((c.send, c.ready), (Some(send), Some(ready)) if ready < send);
+    forward(hop.request_on(Link::Network)) && forward(hop.response_on(Link::Network))
+}
