@@ -1,6 +1,8 @@
 //! From the bytes of one stream to batches of entries.
 
-use crate::proto::{EntryDecoder, InvalidField, ProstDecoder, entries, proxy_from_identifier, scan, unknown_proxy};
+use crate::proto::{
+    Decoded, EntryDecoder, InvalidField, ProstDecoder, entries, proxy_from_identifier, scan, unknown_proxy,
+};
 use crate::stats::{AlsStats, Counters, Tally};
 use meshdiff_model::{HopSide, Proxy};
 use std::net::IpAddr;
@@ -14,11 +16,13 @@ pub struct AlsBatch {
     pub proxy: Option<Arc<Proxy>>,
     /// Finished requests and connections, in the order in which Envoy logged them.
     pub entries: Vec<HopSide>,
+    /// Entries that do not stand for a finished request or connection: attempts (`UpstreamEnd`), and how those do that are not over.
+    pub progress: Vec<HopSide>,
 }
 
 impl AlsBatch {
     pub(crate) fn is_empty(&self) -> bool {
-        self.proxy.is_none() && self.entries.is_empty()
+        self.proxy.is_none() && self.entries.is_empty() && self.progress.is_empty()
     }
 }
 
@@ -26,6 +30,8 @@ impl AlsBatch {
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) proxy: Arc<Proxy>,
+    /// Nothing that was queued said so yet.
+    pub(crate) new: bool,
     introduced: bool,
     peer: Option<IpAddr>,
 }
@@ -33,7 +39,7 @@ pub(crate) struct Identity {
 impl Identity {
     pub(crate) fn unknown(peer: Option<IpAddr>) -> Self {
         let peer = peer.map(|ip| ip.to_canonical());
-        Self { proxy: Arc::new(unknown_proxy(peer)), introduced: false, peer }
+        Self { proxy: Arc::new(unknown_proxy(peer)), new: true, introduced: false, peer }
     }
 
     /// Takes over what an undecoded `Identifier` says, if it says anything.
@@ -43,6 +49,7 @@ impl Identity {
         {
             self.proxy = Arc::new(proxy);
             self.introduced = true;
+            self.new = true;
         }
     }
 }
@@ -63,24 +70,35 @@ impl MessageDecoder {
         Self { decoder: EntryDecoder::new(), oracle: Some(ProstDecoder::new()) }
     }
 
-    /// Decodes the entries of a message that the scanner accepted.
-    pub(crate) fn decode(&mut self, message: &[u8], count: usize, from: &Identity, tally: &mut Tally) -> Vec<HopSide> {
+    /// Decodes the entries of a message that the scanner accepted, and appends them.
+    pub(crate) fn decode(
+        &mut self,
+        message: &[u8],
+        count: usize,
+        from: &Identity,
+        hops: &mut Decoded,
+        tally: &mut Tally,
+    ) {
+        let before = (hops.ended.len(), hops.progress.len());
         // An entry takes at least two bytes, so `count` is bounded by the message; yet a hop is hundreds of times as large.
-        let mut hops = Vec::with_capacity(count.min(message.len() / 64 + 1));
+        hops.ended.reserve(count.min(message.len() / 64 + 1));
         for (kind, bytes) in entries(message) {
             let decoded = match &mut self.oracle {
-                None => self.decoder.decode(kind, bytes, &from.proxy, &mut hops, tally),
-                Some(prost) => prost.decode(kind, bytes, &from.proxy, tally).map(|hop| hops.extend(hop)),
+                None => self.decoder.decode(kind, bytes, &from.proxy, hops, tally),
+                Some(prost) => prost.decode(kind, bytes, &from.proxy, hops, tally),
             };
             if let Err(invalid) = decoded {
                 tally.entry(invalid);
             }
         }
-        tally.kept += hops.len() as u64;
+        let kept = hops.ended.len() - before.0;
+        tally.kept += kept as u64;
         if !from.introduced {
-            tally.invalid_fields[InvalidField::MissingIdentifier as usize] += hops.len() as u64;
+            let all = kept + hops.progress.len() - before.1;
+            if all > 0 {
+                tally.add_field(InvalidField::MissingIdentifier, all as u64);
+            }
         }
-        hops
     }
 }
 
@@ -124,14 +142,16 @@ impl StreamDecoder {
                     self.identity.update(identifier, &mut tally);
                 }
                 let count = found.http + found.tcp;
-                batch.entries = self.messages.decode(message, count, &self.identity, &mut tally);
+                let mut hops = Decoded::default();
+                self.messages.decode(message, count, &self.identity, &mut hops, &mut tally);
+                (batch.entries, batch.progress) = (hops.ended, hops.progress);
                 let new = self.announced.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &self.identity.proxy));
-                if new && (self.identity.introduced || !batch.entries.is_empty()) {
+                if new && (self.identity.introduced || !batch.is_empty()) {
                     self.announced = Some(Arc::clone(&self.identity.proxy));
                     batch.proxy.clone_from(&self.announced);
                 }
             }
-            Err(invalid) => tally.invalid_messages[invalid as usize] += 1,
+            Err(invalid) => tally.message(invalid),
         }
         self.counters.add(&tally);
         batch
@@ -140,7 +160,7 @@ impl StreamDecoder {
     /// What was decoded so far.
     #[must_use]
     pub fn stats(&self) -> AlsStats {
-        self.counters.snapshot((0, 0))
+        self.counters.snapshot((0, 0), 0)
     }
 }
 

@@ -62,6 +62,63 @@ fn place(text: &[u8]) -> usize {
     (mixed >> 58) as usize
 }
 
+/// Values by the bytes that they were decoded from, for bytes that repeat on many entries.
+///
+/// Each key has one place only: bytes that share it replace each other and are decoded again, so nothing can make the table grow or be
+/// searched for long.
+#[derive(Debug)]
+pub(crate) struct Memo<V> {
+    places: Box<[Option<Known<V>>]>,
+}
+
+/// Bytes, and what they were decoded to.
+#[derive(Clone, Debug)]
+struct Known<V> {
+    key: Box<[u8]>,
+    value: V,
+}
+
+/// Longest key that is remembered, in bytes.
+const MAX_KEY: usize = 4 << 10;
+
+impl<V: Clone> Memo<V> {
+    /// A table of this many places, a power of two.
+    pub(crate) fn new(places: usize) -> Self {
+        Self { places: std::iter::repeat_with(|| None).take(places).collect() }
+    }
+
+    /// The value of these bytes, if it is known.
+    #[inline]
+    pub(crate) fn get(&self, key: &[u8]) -> Option<V> {
+        match &self.places[self.place(key)] {
+            Some(known) if *known.key == *key => Some(known.value.clone()),
+            _ => None,
+        }
+    }
+
+    /// Remembers a value, in place of another if need be.
+    pub(crate) fn put(&mut self, key: &[u8], value: &V) {
+        if key.len() <= MAX_KEY {
+            let place = self.place(key);
+            self.places[place] = Some(Known { key: key.into(), value: value.clone() });
+        }
+    }
+
+    fn place(&self, key: &[u8]) -> usize {
+        (mix(key) >> 32) as usize & (self.places.len() - 1)
+    }
+}
+
+/// All bytes mixed into a number; not safe against bytes that were chosen to collide.
+#[inline]
+fn mix(bytes: &[u8]) -> u64 {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (words, rest) = bytes.as_chunks::<8>();
+    let add = |all: u64, word: u64| (all.rotate_left(5) ^ word).wrapping_mul(ODD);
+    let mixed = words.iter().fold(bytes.len() as u64, |all, word| add(all, u64::from_le_bytes(*word)));
+    rest.iter().fold(mixed, |all, &byte| add(all, u64::from(byte)))
+}
+
 /// The first `max` bytes of `text`, or a few less where that would cut a character.
 pub(crate) fn cut(text: &str, max: usize) -> &str {
     if text.len() <= max { text } else { &text[..text.floor_char_boundary(max)] }
@@ -93,6 +150,21 @@ mod tests {
             assert_eq!(**text, **first);
             assert!(Arc::ptr_eq(first, &names.intern(text)));
         }
+    }
+
+    #[test]
+    fn what_is_remembered_is_of_the_same_bytes() {
+        let mut memo = Memo::new(16);
+        for n in 0..1_000_u32 {
+            let key = n.to_le_bytes();
+            assert_eq!(memo.get(&key), None);
+            memo.put(&key, &n);
+            assert_eq!(memo.get(&key), Some(n));
+        }
+        assert_eq!(memo.places.len(), 16);
+        let long = vec![7; MAX_KEY + 1];
+        memo.put(&long, &0);
+        assert_eq!(memo.get(&long), None, "too long to be remembered");
     }
 
     #[test]

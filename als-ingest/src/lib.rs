@@ -11,6 +11,7 @@
 
 mod decoder;
 mod error;
+mod frames;
 mod intern;
 mod proto;
 mod queue;

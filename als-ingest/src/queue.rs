@@ -1,4 +1,4 @@
-//! The bound on what waits between the wire and the decoders.
+//! The bounds on what waits between the wire and the decoders, and on what is not whole yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -52,6 +52,50 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.budget.bytes.fetch_sub(self.bytes, Relaxed);
         self.budget.entries.fetch_sub(self.entries, Relaxed);
+    }
+}
+
+/// Room for messages that come in parts, over all streams.
+#[derive(Debug)]
+pub(crate) struct Assembly {
+    max: usize,
+    used: AtomicUsize,
+}
+
+/// Room that the parts of one message take, given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Held {
+    assembly: Arc<Assembly>,
+    bytes: usize,
+}
+
+impl Assembly {
+    pub(crate) fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { max, used: AtomicUsize::new(0) })
+    }
+
+    /// Bytes of parts that are there now.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Relaxed)
+    }
+}
+
+impl Held {
+    pub(crate) const fn new(assembly: Arc<Assembly>) -> Self {
+        Self { assembly, bytes: 0 }
+    }
+
+    /// Takes room for more; false if there is none.
+    pub(crate) fn grow(&mut self, more: usize) -> bool {
+        let before = self.assembly.used.fetch_add(more, Relaxed);
+        self.bytes += more;
+        before.saturating_add(more) <= self.assembly.max
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.assembly.used.fetch_sub(self.bytes, Relaxed);
     }
 }
 

@@ -21,6 +21,9 @@ use tonic::transport::{Server, server::TcpIncoming};
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
+/// Most bytes of one piece of data. Envoy's messages are a little larger than the protocol's default of 16 KiB.
+const MAX_FRAME: u32 = 64 << 10;
+
 /// Streams per connection. Envoy has one per worker, logger and type of entry.
 const MAX_STREAMS: u32 = 1024;
 
@@ -100,7 +103,8 @@ impl AlsServer {
         let Self { listener, handle, finish } = self;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Listener)?;
         let (alive, mut decoding) = mpsc::channel(1);
-        finish.shared.set_outlet(Some(Outlet { sink, _alive: alive }));
+        finish.shared.set_outlet(Some(Outlet::new(&finish.shared, &sink, decoders(), &alive)));
+        drop((sink, alive));
         // `stop` may have come first, in which case it found no outlet to take away.
         if *finish.shared.closing.borrow() {
             finish.shared.close();
@@ -112,6 +116,7 @@ impl AlsServer {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_concurrent_streams(MAX_STREAMS)
+            .max_frame_size(MAX_FRAME)
             .add_service(AccessLogs::new(Arc::clone(&finish.shared)))
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), closed(&finish.shared));
         let serving = async { tokio::join!(accept(incoming, &finish.shared, accepted), server).1 };
@@ -142,7 +147,7 @@ impl AlsHandle {
     /// What was received so far.
     #[must_use]
     pub fn stats(&self) -> AlsStats {
-        self.shared.counters.snapshot(self.shared.budget.used())
+        self.shared.counters.snapshot(self.shared.budget.used(), self.shared.assembly.used())
     }
 
     /// Stops the receiver: goes on for `drain` (Envoy flushes its entries once a second), then ends all streams, decodes
@@ -158,6 +163,11 @@ impl AlsHandle {
         drop(finished.wait_for(|&over| over).await);
         self.stats()
     }
+}
+
+/// How many decoders there are: one for each thread of the runtime can work at the same time as the others.
+fn decoders() -> usize {
+    tokio::runtime::Handle::current().metrics().num_workers().max(1)
 }
 
 /// Resolves when the receiver closes.

@@ -1,39 +1,79 @@
 //! The gRPC method, and what happens to a stream: bytes are taken off the wire at once, and decoded in another task.
 
 use crate::decoder::{AlsBatch, Identity, MessageDecoder};
-use crate::proto::scan;
-use crate::queue::{Budget, Permit};
+use crate::frames::{Found, Frames};
+use crate::proto::{Decoded, InvalidMessage, scan};
+use crate::queue::{Assembly, Budget, Permit};
 use crate::settings::AlsSettings;
 use crate::stats::{Counters, ShedReason, StreamFailure, Tally};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use meshdiff_model::{NodeId, Proxy};
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use tokio::sync::{mpsc, watch};
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::codegen::{Body as HttpBody, BoxFuture, Service, StdError, http};
-use tonic::server::{ClientStreamingService, Grpc, NamedService};
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codec::{EncodeBody, EncodeBuf, Encoder, SingleMessageCompressionOverride};
+use tonic::codegen::{Body as _, BoxFuture, Service, http};
+use tonic::server::NamedService;
+use tonic::transport::server::TcpConnectInfo;
 
 /// The one method of `envoy.service.accesslog.v3.AccessLogService`.
 const STREAM_ACCESS_LOGS: &str = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs";
 
-/// Messages that a stream may still hand over once the receiver is closing: what had arrived by then, but not a flood.
-const MESSAGES_AFTER_CLOSE: usize = 256;
+/// Pieces of data that a stream may still hand over once the receiver is closing: what had arrived by then, but not a flood.
+const FRAMES_AFTER_CLOSE: usize = 256;
 
 /// Nodes that are remembered; beyond that each new stream announces its own.
 const MAX_PROXIES: usize = 1 << 16;
 
-/// Where streams put what they decoded. There only while the receiver serves.
+/// Messages that a decoder takes out of its queue at once.
+const TAKEN: usize = 64;
+
+/// Entries after which a batch is handed on.
+const BATCH: usize = 512;
+
+/// Where streams put what they received. There only while the receiver serves.
 #[derive(Clone, Debug)]
 pub(crate) struct Outlet {
-    pub(crate) sink: mpsc::Sender<AlsBatch>,
-    /// Never sent on: when the last clone is dropped, no decoder runs any more.
-    pub(crate) _alive: mpsc::Sender<Infallible>,
+    /// One queue for each decoder. Not bounded by themselves: every message in them holds a permit of the budget that all streams share.
+    queues: Arc<[mpsc::UnboundedSender<Queued>]>,
+}
+
+impl Outlet {
+    /// Starts this many decoders, which hand on what they decode to `sink` and end when the last clone of the outlet is gone. All of them
+    /// hold `alive` until then.
+    ///
+    /// A few for all streams rather than one for each: thousands of streams then share the memory in which repeated strings are kept, and a
+    /// batch can hold the entries of several.
+    pub(crate) fn new(
+        shared: &Arc<Shared>,
+        sink: &mpsc::Sender<AlsBatch>,
+        decoders: usize,
+        alive: &mpsc::Sender<Infallible>,
+    ) -> Self {
+        let start = |_| {
+            let (queue, queued) = mpsc::unbounded_channel();
+            let (shared, sink, alive) = (Arc::clone(shared), sink.clone(), alive.clone());
+            tokio::spawn(async move {
+                decode(shared, sink, queued).await;
+                drop(alive);
+            });
+            queue
+        };
+        Self { queues: (0..decoders).map(start).collect() }
+    }
+
+    /// The queue of a stream: always the same, so that its entries stay in order.
+    fn queue(&self, stream: u64) -> mpsc::UnboundedSender<Queued> {
+        self.queues[usize::try_from(stream).unwrap_or_default() % self.queues.len()].clone()
+    }
 }
 
 /// What all streams share.
@@ -45,6 +85,7 @@ pub(crate) struct Shared {
     pub(crate) closing: watch::Sender<bool>,
     proxies: Mutex<HashMap<NodeId, Arc<Proxy>>>,
     max_message_bytes: usize,
+    pub(crate) assembly: Arc<Assembly>,
 }
 
 impl Shared {
@@ -56,6 +97,7 @@ impl Shared {
             closing: watch::Sender::new(false),
             proxies: Mutex::new(HashMap::new()),
             max_message_bytes: settings.max_message_bytes,
+            assembly: Assembly::new(settings.assembly_bytes),
         }
     }
 
@@ -67,6 +109,13 @@ impl Shared {
     pub(crate) fn close(&self) {
         self.set_outlet(None);
         self.closing.send_replace(true);
+    }
+
+    /// Counts a message that nobody will decode.
+    fn skipped(&self, why: InvalidMessage) {
+        let mut tally = Tally::default();
+        tally.message(why);
+        self.counters.add(&tally);
     }
 
     fn outlet(&self) -> Option<Outlet> {
@@ -87,21 +136,23 @@ impl Shared {
 }
 
 /// A message that waits to be decoded.
+#[derive(Debug)]
 struct Queued {
     message: Bytes,
     entries: usize,
     from: Identity,
-    _room: Permit,
+    room: Permit,
 }
 
 /// Counts a stream as open for as long as it lives.
 struct OpenStream(Arc<Shared>);
 
 impl OpenStream {
-    fn new(shared: Arc<Shared>) -> Self {
-        shared.counters.streams_opened.fetch_add(1, Relaxed);
+    /// Counts it, and returns its number.
+    fn new(shared: Arc<Shared>) -> (Self, u64) {
+        let number = shared.counters.streams_opened.fetch_add(1, Relaxed);
         shared.counters.streams_open.fetch_add(1, Relaxed);
-        Self(shared)
+        (Self(shared), number)
     }
 }
 
@@ -112,32 +163,46 @@ impl Drop for OpenStream {
 }
 
 /// Takes messages off one stream until its sender ends it, or the receiver closes. Nothing is answered before.
-async fn receive(shared: Arc<Shared>, request: Request<Streaming<Bytes>>) -> Result<Response<()>, Status> {
+async fn receive(shared: Arc<Shared>, peer: Option<IpAddr>, mut body: Body) -> Result<(), Status> {
     let ended = || Status::unavailable("this recording of access logs has ended");
     let Some(outlet) = shared.outlet() else { return Err(ended()) };
-    let _open = OpenStream::new(Arc::clone(&shared));
-    let mut identity = Identity::unknown(request.remote_addr().map(|peer| peer.ip()));
-    let mut stream = request.into_inner();
+    let (_open, number) = OpenStream::new(Arc::clone(&shared));
+    let queue = outlet.queue(number);
+    drop(outlet);
+    let mut identity = Identity::unknown(peer);
+    let mut frames = Frames::new(shared.max_message_bytes, Arc::clone(&shared.assembly));
     let mut closing = shared.closing.subscribe();
     let mut after_close = 0;
 
-    // Not bounded by itself: every message in it holds a permit of the budget that all streams share.
-    let (queue, queued) = mpsc::unbounded_channel();
-    tokio::spawn(decode(Arc::clone(&shared), outlet, queued));
-
     loop {
-        let message = tokio::select! {
+        let frame = tokio::select! {
             biased;
-            message = stream.message() => message,
+            frame = poll_fn(|cx| pin!(&mut body).poll_frame(cx)) => frame,
             _ = closing.wait_for(|&closing| closing) => return Err(ended()),
         };
-        match message {
-            Ok(Some(message)) => take(&shared, &mut identity, message, &queue),
-            Ok(None) => return Ok(Response::new(())),
-            Err(status) => {
+        match frame {
+            // A frame that is no data holds trailers, which say nothing.
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    frames.push(data);
+                    while let Some(found) = frames.next() {
+                        take(&shared, &mut identity, found, &queue);
+                    }
+                }
+            }
+            None => {
+                if frames.is_cut() {
+                    shared.skipped(InvalidMessage::CutShort);
+                }
+                return Ok(());
+            }
+            Some(Err(status)) => {
                 // A connection that a peer drops when the receiver has told it to is no failure.
                 if !*closing.borrow() {
-                    shared.counters.failed(failure(&status));
+                    shared.counters.failed(StreamFailure::Connection);
+                    if frames.is_cut() {
+                        shared.skipped(InvalidMessage::CutShort);
+                    }
                     tracing::debug!(node = %identity.proxy.node, %status, "access log stream broke");
                 }
                 return Err(status);
@@ -145,7 +210,7 @@ async fn receive(shared: Arc<Shared>, request: Request<Streaming<Bytes>>) -> Res
         }
         if *closing.borrow() {
             after_close += 1;
-            if after_close > MESSAGES_AFTER_CLOSE {
+            if after_close > FRAMES_AFTER_CLOSE {
                 return Err(ended());
             }
         }
@@ -153,7 +218,12 @@ async fn receive(shared: Arc<Shared>, request: Request<Streaming<Bytes>>) -> Res
 }
 
 /// Counts a message and queues it, or sheds it.
-fn take(shared: &Shared, identity: &mut Identity, message: Bytes, queue: &mpsc::UnboundedSender<Queued>) {
+fn take(shared: &Shared, identity: &mut Identity, found: Found, queue: &mpsc::UnboundedSender<Queued>) {
+    let message = match found {
+        Found::Message(message) => message,
+        Found::Skipped(why) => return shared.skipped(why),
+        Found::NotGrpc => return shared.counters.failed(StreamFailure::Framing),
+    };
     shared.counters.received_message(message.len());
     let mut tally = Tally::default();
     match scan(&message) {
@@ -167,54 +237,67 @@ fn take(shared: &Shared, identity: &mut Identity, message: Bytes, queue: &mpsc::
             if entries > 0 {
                 match shared.budget.acquire(message.len(), entries) {
                     Some(room) => {
-                        let queued = Queued { message, entries, from: identity.clone(), _room: room };
+                        let queued = Queued { message, entries, from: identity.clone(), room };
                         // The decoder lives for as long as its queue.
                         if queue.send(queued).is_err() {
-                            tally.shed[ShedReason::ConsumerGone as usize] += entries as u64;
+                            tally.shed(ShedReason::ConsumerGone, entries);
                         }
+                        identity.new = false;
                     }
-                    None => tally.shed[ShedReason::QueueFull as usize] += entries as u64,
+                    None => tally.shed(ShedReason::QueueFull, entries),
                 }
             }
         }
-        Err(invalid) => tally.invalid_messages[invalid as usize] += 1,
+        Err(invalid) => tally.message(invalid),
     }
     shared.counters.add(&tally);
 }
 
-/// Decodes the messages of one stream until it has ended and its queue is empty.
-async fn decode(shared: Arc<Shared>, outlet: Outlet, mut queue: mpsc::UnboundedReceiver<Queued>) {
+/// Decodes what its streams queue, until all of them have ended and the queue is empty.
+async fn decode(shared: Arc<Shared>, sink: mpsc::Sender<AlsBatch>, mut queue: mpsc::UnboundedReceiver<Queued>) {
     let mut decoder = MessageDecoder::new();
-    let mut last: Option<Arc<Proxy>> = None;
-    while let Some(Queued { message, entries, from, _room }) = queue.recv().await {
-        let mut tally = Tally::default();
-        let mut batch = AlsBatch::default();
-        if last.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &from.proxy)) {
-            batch.proxy = shared.announce(&from.proxy).then(|| Arc::clone(&from.proxy));
-            last = Some(Arc::clone(&from.proxy));
+    let mut taken = Vec::with_capacity(TAKEN);
+    while queue.recv_many(&mut taken, TAKEN).await > 0 {
+        let mut work = Work::default();
+        for Queued { message, entries, from, room } in taken.drain(..) {
+            if from.new && shared.announce(&from.proxy) {
+                // A batch has room for one proxy.
+                if work.proxy.is_some() {
+                    std::mem::take(&mut work).hand_on(&shared, &sink).await;
+                }
+                work.proxy = Some(Arc::clone(&from.proxy));
+            }
+            decoder.decode(&message, entries, &from, &mut work.hops, &mut work.tally);
+            work.rooms.push(room);
+            if work.hops.len() >= BATCH {
+                std::mem::take(&mut work).hand_on(&shared, &sink).await;
+            }
         }
-        batch.entries = decoder.decode(&message, entries, &from, &mut tally);
-        drop(message);
-        if !batch.is_empty() && outlet.sink.send(batch).await.is_err() {
-            tally.shed[ShedReason::ConsumerGone as usize] += std::mem::take(&mut tally.kept);
-        }
-        shared.counters.add(&tally);
-        // A queue that is never empty must not keep its thread from the other streams.
+        work.hand_on(&shared, &sink).await;
+        // A queue that is never empty must not keep its thread from the streams.
         tokio::task::consume_budget().await;
     }
 }
 
-fn failure(status: &Status) -> StreamFailure {
-    // The codes with which `tonic::Streaming` reports its own findings; what the transport says has others.
-    match status.code() {
-        Code::OutOfRange | Code::ResourceExhausted => StreamFailure::MessageTooLarge,
-        Code::Internal if !is_transport(status) => StreamFailure::Framing,
-        _ => StreamFailure::Connection,
-    }
+/// What was decoded and is not handed on yet.
+#[derive(Default)]
+struct Work {
+    proxy: Option<Arc<Proxy>>,
+    hops: Decoded,
+    tally: Tally,
+    /// Entries count as waiting until somebody has taken them.
+    rooms: Vec<Permit>,
 }
 
-fn is_transport(status: &Status) -> bool {
-    std::error::Error::source(status).is_some()
+impl Work {
+    async fn hand_on(mut self, shared: &Shared, sink: &mpsc::Sender<AlsBatch>) {
+        let batch = AlsBatch { proxy: self.proxy, entries: self.hops.ended, progress: self.hops.progress };
+        if !batch.is_empty() && sink.send(batch).await.is_err() {
+            self.tally.lose();
+        }
+        shared.counters.add(&self.tally);
+        drop(self.rooms);
+    }
 }
 
 /// The service, as tonic's router wants it. Written out rather than generated, because the generated one decodes on the
@@ -234,21 +317,8 @@ impl NamedService for AccessLogs {
     const NAME: &'static str = "envoy.service.accesslog.v3.AccessLogService";
 }
 
-impl ClientStreamingService<Bytes> for AccessLogs {
-    type Response = ();
-    type Future = Pin<Box<dyn Future<Output = Result<Response<()>, Status>> + Send>>;
-
-    fn call(&mut self, request: Request<Streaming<Bytes>>) -> Self::Future {
-        Box::pin(receive(Arc::clone(&self.shared), request))
-    }
-}
-
-impl<B> Service<http::Request<B>> for AccessLogs
-where
-    B: HttpBody + Send + 'static,
-    B::Error: Into<StdError> + Send + 'static,
-{
-    type Response = http::Response<tonic::body::Body>;
+impl Service<http::Request<Body>> for AccessLogs {
+    type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Self::Error>;
 
@@ -256,52 +326,37 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let service = self.clone();
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             if request.uri().path() != STREAM_ACCESS_LOGS {
                 return Ok(Status::unimplemented("only StreamAccessLogs of version 3 is served").into_http());
             }
-            let limit = service.shared.max_message_bytes;
-            let mut grpc = Grpc::new(RawCodec).apply_max_message_size_config(Some(limit), None);
-            Ok(grpc.client_streaming(service, request).await)
+            let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+            let ended = receive(shared, peer.map(|addr| addr.ip()), request.into_body()).await;
+            Ok(ended.map_or_else(Status::into_http, |()| answer()))
         })
     }
 }
 
-/// Hands messages on as the bytes that they are, sharing the read buffer.
-#[derive(Clone, Copy, Debug, Default)]
-struct RawCodec;
-
-impl Codec for RawCodec {
-    type Encode = ();
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-    fn decoder(&mut self) -> Self {
-        Self
-    }
+/// The answer to a sender that has ended its stream.
+fn answer() -> http::Response<Body> {
+    let message = tokio_stream::once(Ok(()));
+    let body = EncodeBody::new_server(Empty, message, None, SingleMessageCompressionOverride::default(), None);
+    let mut response = http::Response::new(Body::new(body));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+    response
 }
 
-impl Encoder for RawCodec {
+/// `StreamAccessLogsResponse` has no field.
+#[derive(Clone, Copy, Debug)]
+struct Empty;
+
+impl Encoder for Empty {
     type Item = ();
     type Error = Status;
 
-    /// `StreamAccessLogsResponse` has no field.
     fn encode(&mut self, (): (), _: &mut EncodeBuf<'_>) -> Result<(), Status> {
         Ok(())
-    }
-}
-
-impl Decoder for RawCodec {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(message.copy_to_bytes(message.remaining())))
     }
 }

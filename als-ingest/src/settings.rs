@@ -4,8 +4,10 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlsSettings {
     /// Largest gRPC message that is taken, in bytes. Envoy sends about 16 KiB at a time plus its node; a larger message
-    /// than this ends its stream (Envoy opens another) and is counted.
+    /// than this is skipped and counted.
     pub max_message_bytes: usize,
+    /// Bytes of messages of which only a part has come, over all streams.
+    pub assembly_bytes: usize,
     /// Bytes of undecoded messages that may wait, over all streams.
     pub queue_bytes: usize,
     /// Undecoded entries that may wait, over all streams.
@@ -14,6 +16,6 @@ pub struct AlsSettings {
 
 impl Default for AlsSettings {
     fn default() -> Self {
-        Self { max_message_bytes: 16 << 20, queue_bytes: 64 << 20, queue_entries: 1 << 18 }
+        Self { max_message_bytes: 16 << 20, assembly_bytes: 64 << 20, queue_bytes: 64 << 20, queue_entries: 1 << 18 }
     }
 }

@@ -40,19 +40,19 @@ counted! {
 counted! {
     /// How a stream ended other than by its sender's will.
     pub enum StreamFailure {
-        /// A message larger than the limit: the rest of the stream cannot be read. Envoy opens another.
-        MessageTooLarge => "message_too_large",
-        /// Broken gRPC framing: a compressed message (none is offered), or an end in the middle of a message.
+        /// What came was not gRPC: the rest of the stream was swallowed.
         Framing => "framing",
         /// The connection or the stream broke; an Envoy that exits looks like this too.
         Connection => "connection",
     }
 }
 
-/// Counts of one message, gathered without atomics.
+/// Counts of some messages, gathered without atomics.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) kept: u64,
+    /// Something beside `kept` is not zero.
+    marked: bool,
     pub(crate) not_terminal: [u64; LogType::COUNT],
     pub(crate) shed: [u64; ShedReason::COUNT],
     pub(crate) invalid_messages: [u64; InvalidMessage::COUNT],
@@ -62,10 +62,39 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) fn field(&mut self, kind: InvalidField) {
-        self.invalid_fields[kind as usize] += 1;
+        self.add_field(kind, 1);
+    }
+    pub(crate) fn add_field(&mut self, kind: InvalidField, times: u64) {
+        self.marked = true;
+        self.invalid_fields[kind as usize] += times;
+    }
+    pub(crate) fn not_terminal(&mut self, kind: LogType) {
+        self.marked = true;
+        self.not_terminal[kind as usize] += 1;
+    }
+    pub(crate) fn message(&mut self, kind: InvalidMessage) {
+        self.marked = true;
+        self.invalid_messages[kind as usize] += 1;
+    }
+    pub(crate) fn shed(&mut self, why: ShedReason, entries: usize) {
+        self.marked = true;
+        self.shed[why as usize] += entries as u64;
+    }
+    /// What was kept, or would have been if it were terminal, was lost instead: nobody takes it any more.
+    pub(crate) fn lose(&mut self) {
+        self.marked = true;
+        let lost = std::mem::take(&mut self.kept) + std::mem::take(&mut self.not_terminal).iter().sum::<u64>();
+        self.shed[ShedReason::ConsumerGone as usize] += lost;
     }
     pub(crate) fn entry(&mut self, kind: InvalidEntry) {
+        self.marked = true;
         self.invalid_entries[kind as usize] += 1;
+    }
+    /// Adds the wrong fields to those of another, and returns how many they are.
+    pub(crate) fn fields(&self, to: &mut Self) -> u64 {
+        to.marked |= self.marked;
+        to.invalid_fields.iter_mut().zip(self.invalid_fields).for_each(|(to, n)| *to += n);
+        self.invalid_fields.iter().sum()
     }
 }
 
@@ -97,7 +126,12 @@ impl Counters {
                 }
             }
         }
-        self.kept.fetch_add(tally.kept, Relaxed);
+        if tally.kept > 0 {
+            self.kept.fetch_add(tally.kept, Relaxed);
+        }
+        if !tally.marked {
+            return;
+        }
         all(&self.not_terminal, &tally.not_terminal);
         all(&self.shed, &tally.shed);
         all(&self.invalid_messages, &tally.invalid_messages);
@@ -111,15 +145,18 @@ impl Counters {
     }
 
     pub(crate) fn received_entries(&self, http: usize, tcp: usize) {
-        self.entries_http.fetch_add(http as u64, Relaxed);
-        self.entries_tcp.fetch_add(tcp as u64, Relaxed);
+        for (count, entries) in [(&self.entries_http, http), (&self.entries_tcp, tcp)] {
+            if entries > 0 {
+                count.fetch_add(entries as u64, Relaxed);
+            }
+        }
     }
 
     pub(crate) fn failed(&self, how: StreamFailure) {
         self.streams_failed[how as usize].fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn snapshot(&self, (queued_bytes, queued_entries): (usize, usize)) -> AlsStats {
+    pub(crate) fn snapshot(&self, (queued_bytes, queued_entries): (usize, usize), assembling: usize) -> AlsStats {
         fn named<K: Copy>(
             kinds: &[K],
             counts: &[AtomicU64],
@@ -145,6 +182,7 @@ impl Counters {
             malformed_fields: named(InvalidField::ALL, &self.invalid_fields, InvalidField::as_str),
             queued_bytes: queued_bytes as u64,
             queued_entries: queued_entries as u64,
+            assembling_bytes: assembling as u64,
         }
     }
 }
@@ -188,6 +226,8 @@ pub struct AlsStats {
     pub queued_bytes: u64,
     /// Entries that wait to be decoded now.
     pub queued_entries: u64,
+    /// Bytes of messages of which only a part has come by now.
+    pub assembling_bytes: u64,
 }
 
 impl AlsStats {

@@ -5,7 +5,7 @@ mod common;
 use common::{DEADLINE, NODE, Stream, bytes, connect, http, numbered, start, tcp, wait_for};
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
 use meshdiff_als::{AlsServer, AlsSettings, BindError};
-use meshdiff_model::{HopProtocol, ProxyKind, Side};
+use meshdiff_model::{AccessLogType, HopProtocol, ProxyKind, Side};
 use std::collections::{BTreeMap, HashSet};
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
@@ -69,6 +69,8 @@ async fn the_generated_client_is_understood_and_answered_when_it_ends_its_stream
     let (proxies, hops) = server.receive(5).await;
     assert_eq!(proxies.len(), 1);
     assert_eq!(hops.iter().filter(|h| h.protocol == HopProtocol::Tcp).count(), 3);
+    assert_eq!(server.progress.len(), 4);
+    assert!(server.progress.iter().all(|h| h.access_log_type == AccessLogType::TcpPeriodic));
     let stats = server.handle.stop(Duration::ZERO).await;
     assert_eq!((stats.entries_http, stats.entries_tcp, stats.kept), (2, 7, 5));
     assert_eq!(stats.not_terminal, BTreeMap::from([("TcpPeriodic".to_owned(), 4)]));
@@ -106,18 +108,19 @@ async fn a_malformed_message_costs_itself_and_not_its_stream() {
 }
 
 #[tokio::test]
-async fn a_message_beyond_the_limit_is_counted_and_the_next_stream_works() {
+async fn a_message_beyond_the_limit_is_skipped_and_the_stream_goes_on() {
     let mut server = start(AlsSettings { max_message_bytes: 4_096, ..AlsSettings::default() }, 16);
     let channel = connect(&server.handle).await;
     let stream = Stream::open(&channel);
     stream.send(bytes(&http(Some(NODE), numbered("ok", 1))));
-    stream.send(vec![0; 5_000]);
-    server.wait_for("the failure is counted", |s| s.streams_failed.contains_key("message_too_large")).await;
-    let again = Stream::open(&channel);
-    again.send(bytes(&http(Some(NODE), numbered("again", 1))));
+    stream.send(vec![0; 5_000_000]);
+    stream.send(bytes(&http(None, numbered("after", 1))));
     let (_, hops) = server.receive(2).await;
-    assert_eq!(hops.len(), 2);
-    server.wait_for("only one is open", |s| s.streams_open == 1).await;
+    assert!(hops.iter().all(|h| &*h.node.0 == NODE));
+    let stats = server.handle.stats();
+    assert_eq!(stats.malformed_messages, BTreeMap::from([("too_large".to_owned(), 1)]));
+    assert_eq!((stats.streams_opened, stats.streams_open, stats.streams_failed.len()), (1, 1, 0));
+    assert!(!stream.answer.is_finished());
 }
 
 #[tokio::test]

@@ -22,9 +22,8 @@ pub(super) fn socket_addr(wire: &Address) -> Result<SocketAddr, InvalidField> {
             };
             Ok(SocketAddr::new(ip, port))
         }
-        Some(address::Address::Pipe(_) | address::Address::EnvoyInternalAddress(_)) => {
-            Err(InvalidField::UnsupportedAddress)
-        }
+        Some(address::Address::Pipe(_)) => Err(InvalidField::PipeAddress),
+        Some(address::Address::EnvoyInternalAddress(_)) => Err(InvalidField::InternalAddress),
         None => Err(InvalidField::InvalidAddress),
     }
 }
@@ -101,10 +100,10 @@ mod tests {
     fn other_kinds_are_told_apart() {
         let of = |a| socket_addr(&Address { address: a });
         assert_eq!(of(None), Err(InvalidField::InvalidAddress));
-        assert_eq!(of(Some(address::Address::Pipe(Pipe::default()))), Err(InvalidField::UnsupportedAddress));
+        assert_eq!(of(Some(address::Address::Pipe(Pipe::default()))), Err(InvalidField::PipeAddress));
         assert_eq!(
             of(Some(address::Address::EnvoyInternalAddress(EnvoyInternalAddress::default()))),
-            Err(InvalidField::UnsupportedAddress)
+            Err(InvalidField::InternalAddress)
         );
     }
 

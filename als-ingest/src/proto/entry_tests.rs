@@ -1,12 +1,18 @@
 use super::*;
 use crate::proto::unknown_proxy;
-use envoy_types::pb::envoy::config::core::v3::{Address, Pipe, SocketAddress, address, socket_address::PortSpecifier};
+use envoy_types::pb::envoy::config::core::v3::{
+    Address, Metadata, Pipe, SocketAddress, address, socket_address::PortSpecifier,
+};
+use envoy_types::pb::envoy::data::accesslog::v3::tls_properties::{
+    CertificateProperties,
+    certificate_properties::{SubjectAltName, subject_alt_name::San},
+};
 use envoy_types::pb::envoy::data::accesslog::v3::{
     AccessLogCommon, ConnectionProperties, HttpAccessLogEntry, HttpRequestProperties, HttpResponseProperties,
     ResponseFlags, TcpAccessLogEntry, TlsProperties,
 };
-use envoy_types::pb::google::protobuf::{Timestamp, UInt32Value};
-use meshdiff_model::{NodeId, ProxyKind, Side, WallTime};
+use envoy_types::pb::google::protobuf::{Any, Struct, Timestamp, UInt32Value, Value, value::Kind};
+use meshdiff_model::{NodeId, ProxyKind, Side, TlsVersion, WallTime};
 use proptest::prelude::*;
 use prost::Message as _;
 
@@ -80,28 +86,25 @@ fn sidecar() -> Proxy {
     Proxy { node, kind: ProxyKind::Sidecar, address: "10.77.0.2".parse().ok(), ..unknown_proxy(None) }
 }
 
-fn decode(entry: &HttpAccessLogEntry) -> (Result<Option<HopSide>, InvalidEntry>, Tally) {
+fn decode(entry: &HttpAccessLogEntry) -> (Result<HopSide, InvalidEntry>, Tally) {
     let mut tally = Tally::default();
     let hop = one(&mut EntryDecoder::new(), EntryKind::Http, &entry.encode_to_vec(), &mut tally);
     (hop, tally)
 }
 
 /// Decodes one entry alone.
-fn one(
-    decoder: &mut EntryDecoder,
-    kind: EntryKind,
-    bytes: &[u8],
-    tally: &mut Tally,
-) -> Result<Option<HopSide>, InvalidEntry> {
-    let mut hops = Vec::new();
+fn one(decoder: &mut EntryDecoder, kind: EntryKind, bytes: &[u8], tally: &mut Tally) -> Result<HopSide, InvalidEntry> {
+    let mut hops = Decoded::default();
     decoder.decode(kind, bytes, &sidecar(), &mut hops, tally)?;
-    assert!(hops.len() <= 1);
-    Ok(hops.pop())
+    assert_eq!(hops.len(), 1);
+    assert!(hops.ended.iter().all(|h| h.access_log_type.is_terminal()));
+    assert!(hops.progress.iter().all(|h| !h.access_log_type.is_terminal()));
+    Ok(hops.ended.pop().or(hops.progress.pop()).expect("one"))
 }
 
 fn kept(entry: &HttpAccessLogEntry) -> (HopSide, Tally) {
     let (hop, tally) = decode(entry);
-    (hop.expect("valid").expect("terminal"), tally)
+    (hop.expect("valid"), tally)
 }
 
 fn malformed(tally: &Tally) -> Vec<(&'static str, u64)> {
@@ -159,7 +162,7 @@ fn a_tcp_entry() {
     };
     let mut tally = Tally::default();
     let hop = one(&mut EntryDecoder::new(), EntryKind::Tcp, &entry.encode_to_vec(), &mut tally);
-    let hop = hop.expect("valid").expect("terminal");
+    let hop = hop.expect("valid");
     assert_eq!(hop.protocol, HopProtocol::Tcp);
     assert_eq!((hop.request_body_bytes, hop.response_body_bytes), (5, 6));
     assert_eq!((hop.method, hop.path, hop.response_code, hop.request_id), (None, None, None, None));
@@ -218,9 +221,10 @@ fn what_is_wrong_with_an_optional_field_is_counted_and_left_out() {
     assert_eq!(
         malformed(&tally),
         [
-            ("invalid_duration", 2),
+            ("negative_duration", 1),
+            ("absurd_duration", 1),
             ("invalid_address", 1),
-            ("unsupported_address", 1),
+            ("pipe_address", 1),
             ("invalid_response_code", 1),
             ("unknown_number", 2)
         ]
@@ -257,33 +261,183 @@ fn hostile_strings_are_cut_on_a_character() {
 }
 
 #[test]
-fn only_terminal_entries_are_kept_and_the_others_counted_by_type() {
+fn entries_that_are_not_terminal_are_kept_apart_by_type() {
+    let mut types = std::collections::HashSet::new();
     for number in 0..20 {
         let mut entry = http();
         entry.common_properties.as_mut().expect("set").access_log_type = number;
         let (hop, tally) = decode(&entry);
+        let kind = hop.expect("valid").access_log_type;
         let terminal = matches!(number, 0 | 3 | 6);
-        assert_eq!(hop.expect("valid").is_some(), terminal, "{number}");
+        assert_eq!(kind.is_terminal(), terminal, "{number}");
         assert_eq!(tally.not_terminal.iter().sum::<u64>(), u64::from(!terminal), "{number}");
-        if let Ok(name) = WireType::try_from(number)
-            && !terminal
-        {
-            let counted = LogType::ALL.iter().find(|k| k.as_str() == name.as_str_name()).expect("named as Envoy does");
-            assert_eq!(tally.not_terminal[*counted as usize], 1);
+        if let Ok(name) = WireType::try_from(number) {
+            assert!(types.insert(kind), "{kind:?} stands for one number only");
+            assert_ne!(kind, AccessLogType::Other);
+            if !terminal {
+                let counted =
+                    LogType::ALL.iter().find(|k| k.as_str() == name.as_str_name()).expect("named as Envoy does");
+                assert_eq!(tally.not_terminal[*counted as usize], 1);
+                assert_eq!(counted.model(), kind);
+            }
+        } else {
+            assert_eq!(kind, AccessLogType::Other);
         }
     }
     let mut entry = http();
     #[expect(deprecated, reason = "what Envoys before 1.26 send")]
     let old = AccessLogCommon { access_log_type: 0, intermediate_log_entry: true, ..common() };
     entry.common_properties = Some(old);
-    assert_eq!(decode(&entry).0, Ok(None));
+    assert_eq!(kept(&entry).0.access_log_type, AccessLogType::Intermediate);
+}
+
+/// A certificate with one name.
+fn certificate(uri: &str, subject: &str) -> Option<CertificateProperties> {
+    Some(CertificateProperties {
+        subject_alt_name: vec![SubjectAltName { san: Some(San::Uri(uri.to_owned())) }],
+        subject: subject.to_owned(),
+        issuer: "not kept".to_owned(),
+    })
+}
+
+fn peer(workload: &str) -> Any {
+    let value = Value { kind: Some(Kind::StringValue(workload.to_owned())) };
+    let object = Struct { fields: [("workload".to_owned(), value)].into() };
+    Any { type_url: "type.googleapis.com/google.protobuf.Struct".to_owned(), value: object.encode_to_vec() }
+}
+
+#[test]
+fn every_detail_of_an_entry() {
+    let mut entry = http();
+    let c = entry.common_properties.as_mut().expect("set");
+    (c.downstream_wire_bytes_sent, c.downstream_wire_bytes_received) = (1, 2);
+    (c.upstream_wire_bytes_sent, c.upstream_wire_bytes_received) = (3, 4);
+    c.upstream_transport_failure_reason = "TLS_error: certificate".to_owned();
+    c.connection_termination_details = "rbac_access_denied".to_owned();
+    c.tls_properties = Some(TlsProperties {
+        tls_version: 4,
+        tls_cipher_suite: Some(UInt32Value { value: 0x1302 }),
+        tls_sni_hostname: "reviews".to_owned(),
+        local_certificate_properties: certificate("spiffe://td/ns/default/sa/reviews", ""),
+        peer_certificate_properties: certificate("spiffe://td/ns/default/sa/productpage", "CN=productpage"),
+        tls_session_id: "not kept".to_owned(),
+        ja3_fingerprint: "not kept".to_owned(),
+    });
+    c.filter_state_objects.insert("downstream_peer".to_owned(), peer("productpage-v1"));
+    c.filter_state_objects.insert("wasm.upstream_peer".to_owned(), peer("older"));
+    c.filter_state_objects.insert("upstream_peer_obj".to_owned(), peer("reviews-v1"));
+    c.filter_state_objects.insert("something.else".to_owned(), Any { type_url: "x".to_owned(), value: vec![1] });
+    for (tag, value) in [
+        ("connection_id", "7"),
+        ("upstream_connect_ns", "120000"),
+        ("upstream_protocol", "HTTP/2"),
+        ("mine", "not kept"),
+    ] {
+        c.custom_tags.insert(tag.to_owned(), value.to_owned());
+    }
+    let request = entry.request.as_mut().expect("set");
+    request.request_headers_bytes = 5;
+    (request.upstream_header_bytes_sent, request.downstream_header_bytes_received) = (6, 7);
+    let response = entry.response.as_mut().expect("set");
+    response.response_headers_bytes = 8;
+    (response.upstream_header_bytes_received, response.downstream_header_bytes_sent) = (9, 10);
+    let (hop, tally) = kept(&entry);
+    assert_eq!(malformed(&tally), []);
+    let b = hop.details.bytes;
+    let all = [
+        b.downstream_wire_bytes_sent,
+        b.downstream_wire_bytes_received,
+        b.upstream_wire_bytes_sent,
+        b.upstream_wire_bytes_received,
+        b.request_headers_bytes,
+        b.upstream_header_bytes_sent,
+        b.downstream_header_bytes_received,
+        b.response_headers_bytes,
+        b.upstream_header_bytes_received,
+        b.downstream_header_bytes_sent,
+    ];
+    assert_eq!(all.map(|n| n.expect("set").get()), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+    let tls = hop.details.tls.expect("set");
+    assert_eq!((tls.version, tls.cipher_suite), (Some(TlsVersion::Tls13), Some(0x1302)));
+    assert_eq!(
+        (&tls.local_san[..], &tls.local_subject),
+        (&["spiffe://td/ns/default/sa/reviews".to_owned()][..], &None)
+    );
+    assert_eq!(tls.peer_san, ["spiffe://td/ns/default/sa/productpage"]);
+    assert_eq!(tls.peer_subject.as_deref(), Some("CN=productpage"));
+    let workload = |p: Option<Arc<Peer>>| p.expect("set").workload.clone().expect("set");
+    assert_eq!(workload(hop.details.downstream_peer), "productpage-v1");
+    assert_eq!(workload(hop.details.upstream_peer), "reviews-v1", "the newest encoding");
+    let tags = hop.details.tags.expect("set");
+    assert_eq!((tags.connection_id, tags.upstream_connection_id), (Some(7), None));
+    assert_eq!((tags.upstream_connect, tags.upstream_protocol), (Some(DurationNs(120_000)), Some(HopProtocol::Http2)));
+    let failure = hop.details.failure.expect("set");
+    assert_eq!(failure.upstream_transport_failure_reason.as_deref(), Some("TLS_error: certificate"));
+    assert_eq!(failure.connection_termination_details.as_deref(), Some("rbac_access_denied"));
+    assert_eq!(failure.downstream_transport_failure_reason, None);
+    // An entry that says none of it has none of it.
+    let mut plain = http();
+    plain.common_properties.as_mut().expect("set").tls_properties = None;
+    assert_eq!(kept(&plain).0.details, HopDetails::default());
+}
+
+#[test]
+fn details_of_the_same_connection_are_one_copy() {
+    let (mut decoder, mut tally) = (EntryDecoder::new(), Tally::default());
+    let mut entry = http();
+    let c = entry.common_properties.as_mut().expect("set");
+    c.tls_properties = Some(TlsProperties { tls_version: 4, ..Default::default() });
+    c.filter_state_objects.insert("downstream_peer".to_owned(), peer("productpage-v1"));
+    let bytes = entry.encode_to_vec();
+    let mut next = || one(&mut decoder, EntryKind::Http, &bytes, &mut tally).expect("valid").details;
+    let (a, b) = (next(), next());
+    assert!(Arc::ptr_eq(&a.tls.expect("set"), &b.tls.expect("set")));
+    assert!(Arc::ptr_eq(&a.downstream_peer.expect("set"), &b.downstream_peer.expect("set")));
+}
+
+#[test]
+fn no_header_no_query_and_no_foreign_tag_is_kept() {
+    const SECRET: &str = "s3cr3t";
+    let text = || SECRET.to_owned();
+    let mut entry = http();
+    let c = entry.common_properties.as_mut().expect("set");
+    c.custom_tags.insert(text(), text());
+    c.custom_tags.insert("authorization".to_owned(), text());
+    // A tag of ours with a value that is not of its kind could be anything.
+    c.custom_tags.insert("connection_id".to_owned(), text());
+    c.custom_tags.insert("upstream_protocol".to_owned(), text());
+    c.filter_state_objects.insert("other".to_owned(), Any { type_url: text(), value: SECRET.into() });
+    let labels = Struct { fields: [("password".to_owned(), Value { kind: Some(Kind::StringValue(text())) })].into() };
+    let object = Struct {
+        fields: [
+            ("labels".to_owned(), Value { kind: Some(Kind::StructValue(labels.clone())) }),
+            ("password".to_owned(), Value { kind: Some(Kind::StringValue(text())) }),
+        ]
+        .into(),
+    };
+    let any = Any { type_url: "google.protobuf.Struct".to_owned(), value: object.encode_to_vec() };
+    c.filter_state_objects.insert("upstream_peer".to_owned(), any);
+    c.metadata = Some(Metadata { filter_metadata: [(text(), labels)].into(), ..Default::default() });
+    c.tls_properties = Some(TlsProperties { tls_session_id: text(), ja3_fingerprint: text(), ..Default::default() });
+    let request = entry.request.as_mut().expect("set");
+    request.path = format!("/a?token={SECRET}#{SECRET}");
+    request.original_path = format!("/{SECRET}");
+    (request.user_agent, request.referer, request.forwarded_for) = (text(), text(), text());
+    request.request_headers.insert("authorization".to_owned(), text());
+    let response = entry.response.as_mut().expect("set");
+    response.response_headers.insert("set-cookie".to_owned(), text());
+    response.response_trailers.insert(text(), text());
+    let (hop, tally) = kept(&entry);
+    let shown = format!("{hop:?}");
+    assert!(!shown.contains(SECRET), "{shown}");
+    assert_eq!(malformed(&tally), [("invalid_tag", 2)]);
 }
 
 #[test]
 fn strings_that_repeat_are_kept_once() {
     let (mut decoder, mut tally) = (EntryDecoder::new(), Tally::default());
     let bytes = http().encode_to_vec();
-    let mut next = || one(&mut decoder, EntryKind::Http, &bytes, &mut tally).expect("valid").expect("terminal");
+    let mut next = || one(&mut decoder, EntryKind::Http, &bytes, &mut tally).expect("valid");
     let (a, b) = (next(), next());
     for (a, b) in [(a.upstream_cluster, b.upstream_cluster), (a.path, b.path), (a.method, b.method)] {
         assert!(Arc::ptr_eq(&a.expect("set"), &b.expect("set")));
@@ -301,7 +455,7 @@ proptest! {
         }
         let mut tally = Tally::default();
         let hop = one(&mut EntryDecoder::new(), EntryKind::Http, &bytes, &mut tally);
-        if let Ok(Some(hop)) = hop {
+        if let Ok(hop) = hop {
             prop_assert!(hop.path.is_none_or(|p| p.len() <= MAX_PATH));
             prop_assert!(hop.timings.extent().is_none_or(|d| !d.is_negative()));
         }

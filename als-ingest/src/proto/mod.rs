@@ -4,10 +4,12 @@
 //! an identifier, which comes once a stream, does. prost remains as the [`oracle`] of the tests.
 
 mod address;
+mod details;
 mod entry;
 mod flags;
 mod node;
 mod oracle;
+mod peer;
 mod reader;
 mod schema;
 mod side;
@@ -15,7 +17,7 @@ mod time;
 mod view;
 mod wire;
 
-pub(crate) use entry::{EntryDecoder, LogType};
+pub(crate) use entry::{Decoded, EntryDecoder, LogType};
 pub(crate) use node::{proxy_from_identifier, unknown_proxy};
 pub(crate) use oracle::ProstDecoder;
 pub(crate) use wire::{EntryKind, entries, scan};
@@ -29,6 +31,14 @@ counted! {
     pub enum InvalidMessage {
         /// Not a protobuf message, or a known field of another type.
         Undecodable => "undecodable",
+        /// Larger than the limit.
+        TooLarge => "too_large",
+        /// Compressed, which was not offered.
+        Compressed => "compressed",
+        /// Its stream ended in the middle of it.
+        CutShort => "cut_short",
+        /// Too much of other messages was under way at the same time.
+        NoRoom => "no_room",
     }
 }
 
@@ -61,16 +71,28 @@ counted! {
         InvalidNodeMetadata => "invalid_node_metadata",
         /// More labels or addresses than are kept.
         TooManyNodeValues => "too_many_node_values",
-        /// A span below zero, above one year, or with nanoseconds out of range.
+        /// A span below zero.
+        NegativeDuration => "negative_duration",
+        /// A span of more than a year.
+        AbsurdDuration => "absurd_duration",
+        /// A span whose nanoseconds are more than a second.
         InvalidDuration => "invalid_duration",
         /// An address that is no IP address and port.
         InvalidAddress => "invalid_address",
-        /// An address that is a pipe or internal to Envoy.
-        UnsupportedAddress => "unsupported_address",
+        /// An address that is a pipe (a Unix domain socket).
+        PipeAddress => "pipe_address",
+        /// An address that is internal to Envoy.
+        InternalAddress => "internal_address",
         /// A status code that HTTP does not have.
         InvalidResponseCode => "invalid_response_code",
         /// A number that this version of the API does not name (protocol or method).
         UnknownNumber => "unknown_number",
+        /// A peer in the filter state that is in none of Istio's encodings.
+        InvalidPeer => "invalid_peer",
+        /// One of meshdiff's custom tags with a value that is not of its kind.
+        InvalidTag => "invalid_tag",
+        /// More names in a certificate than are kept.
+        TooManyNames => "too_many_names",
         /// A string longer than is kept: cut.
         CutString => "cut_string",
     }

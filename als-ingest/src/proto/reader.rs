@@ -53,6 +53,21 @@ impl<'a> Reader<'a> {
         Self { rest: bytes, depth: MAX_DEPTH }
     }
 
+    /// Reads a message that was found at some depth ([`rest`](Self::rest), [`depth`](Self::depth)).
+    pub(super) const fn nested(bytes: &'a [u8], depth: u32) -> Self {
+        Self { rest: bytes, depth }
+    }
+
+    /// What is left of the message.
+    pub(super) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// How many levels may still follow.
+    pub(super) const fn depth(&self) -> u32 {
+        self.depth
+    }
+
     /// The next field's key, or `None` at the end of the message.
     ///
     /// # Errors

@@ -67,61 +67,40 @@ impl Schema {
 
 /// What `AccessLogCommon` has beside the fields of its view.
 pub(super) static COMMON: Schema = Schema(&{
-    let mut fields = [Unknown; 33];
+    let mut fields = [Unknown; 18];
     fields[1] = Double; // sample_rate
     fields[17] = Message(&METADATA);
-    fields[18] = Text; // upstream_transport_failure_reason
-    fields[21] = Message(&ANY_ENTRY); // filter_state_objects
-    fields[22] = Message(&TEXT_ENTRY); // custom_tags
-    fields[25] = Text; // connection_termination_details
-    fields[28] = Text; // downstream_transport_failure_reason
-    fields[29] = Integer; // downstream_wire_bytes_sent
-    fields[30] = Integer; // downstream_wire_bytes_received
-    fields[31] = Integer; // upstream_wire_bytes_sent
-    fields[32] = Integer; // upstream_wire_bytes_received
     fields
 });
 
-/// What `TLSProperties` has beside `tls_sni_hostname`.
-pub(super) static TLS: Schema = Schema(&[
-    Unknown,
-    Integer,               // tls_version
-    Message(&INTEGER),     // tls_cipher_suite
-    Unknown,               // read
-    Message(&CERTIFICATE), // local_certificate_properties
-    Message(&CERTIFICATE), // peer_certificate_properties
-    Text,                  // tls_session_id
-    Text,                  // ja3_fingerprint
-]);
+/// What `TLSProperties` has beside the fields of its view.
+pub(super) static TLS: Schema = Schema(&{
+    let mut fields = [Unknown; 8];
+    fields[6] = Text; // tls_session_id
+    fields[7] = Text; // ja3_fingerprint
+    fields
+});
 
 /// What `HTTPRequestProperties` has beside the fields of its view.
 pub(super) static REQUEST: Schema = Schema(&{
-    let mut fields = [Unknown; 16];
+    let mut fields = [Unknown; 14];
     fields[2] = Text; // scheme
     fields[4] = Message(&INTEGER); // port
     fields[6] = Text; // user_agent
     fields[7] = Text; // referer
     fields[8] = Text; // forwarded_for
     fields[10] = Text; // original_path
-    fields[11] = Integer; // request_headers_bytes
     fields[13] = Message(&TEXT_ENTRY); // request_headers
-    fields[14] = Integer; // upstream_header_bytes_sent
-    fields[15] = Integer; // downstream_header_bytes_received
     fields
 });
 
 /// What `HTTPResponseProperties` has beside the fields of its view.
-pub(super) static RESPONSE: Schema = Schema(&[
-    Unknown,
-    Unknown,              // read
-    Integer,              // response_headers_bytes
-    Unknown,              // read
-    Message(&TEXT_ENTRY), // response_headers
-    Message(&TEXT_ENTRY), // response_trailers
-    Unknown,              // read
-    Integer,              // upstream_header_bytes_received
-    Integer,              // downstream_header_bytes_sent
-]);
+pub(super) static RESPONSE: Schema = Schema(&{
+    let mut fields = [Unknown; 6];
+    fields[4] = Message(&TEXT_ENTRY); // response_headers
+    fields[5] = Message(&TEXT_ENTRY); // response_trailers
+    fields
+});
 
 /// What `SocketAddress` has beside the fields of its view.
 pub(super) static SOCKET_ADDRESS: Schema = Schema(&[
@@ -142,7 +121,7 @@ pub(super) static INTERNAL_ADDRESS: Schema = Schema(&[Unknown, Text, Text]);
 pub(super) static INTEGER: Schema = Schema(&[Unknown, Integer]);
 
 /// `TLSProperties.CertificateProperties`: subject_alt_name, subject, issuer.
-static CERTIFICATE: Schema = Schema(&[Unknown, Message(&ALT_NAME), Text, Text]);
+pub(super) static CERTIFICATE: Schema = Schema(&[Unknown, Message(&ALT_NAME), Text, Text]);
 /// `SubjectAltName`: uri or dns.
 static ALT_NAME: Schema = Schema(&[Unknown, Text, Text]);
 /// `core.v3.Metadata`: filter_metadata, typed_filter_metadata.

@@ -8,17 +8,23 @@ const NANOS_PER_SECOND: i64 = 1_000_000_000;
 
 /// No request takes longer: beyond this a span is a fault of its sender.
 const LONGEST_SECONDS: i64 = 366 * 24 * 3600;
+/// The same in nanoseconds.
+pub(super) const LONGEST_NS: i64 = LONGEST_SECONDS * NANOS_PER_SECOND;
 
 /// A span in nanoseconds.
 ///
 /// # Errors
-/// If it runs backwards, lasts longer than a year, or its nanoseconds are out of range.
+/// If it runs backwards, lasts longer than a year, or its nanoseconds are out of range: which of these is told apart.
 pub(super) fn duration(wire: Duration) -> Result<DurationNs, InvalidField> {
     let nanos = i64::from(wire.nanos);
     if (0..=LONGEST_SECONDS).contains(&wire.seconds) && (0..NANOS_PER_SECOND).contains(&nanos) {
         Ok(DurationNs(wire.seconds * NANOS_PER_SECOND + nanos))
-    } else {
+    } else if wire.seconds < 0 || nanos < 0 {
+        Err(InvalidField::NegativeDuration)
+    } else if nanos >= NANOS_PER_SECOND {
         Err(InvalidField::InvalidDuration)
+    } else {
+        Err(InvalidField::AbsurdDuration)
     }
 }
 
@@ -45,10 +51,17 @@ mod tests {
         assert_eq!(d(0, 0), Ok(DurationNs(0)));
         assert_eq!(d(3, 7), Ok(DurationNs(3_000_000_007)));
         assert_eq!(d(86_400, 999_999_999), Ok(DurationNs(86_400_999_999_999)));
-        for (s, n) in
-            [(-1, 0), (0, -1), (0, 1_000_000_000), (LONGEST_SECONDS + 1, 0), (i64::MAX, 0), (i64::MIN, i32::MIN)]
-        {
+        // Hours, and the longest there is.
+        assert_eq!(d(7 * 3_600, 1), Ok(DurationNs(25_200_000_000_001)));
+        assert_eq!(d(LONGEST_SECONDS, 999_999_999), Ok(DurationNs(LONGEST_NS + 999_999_999)));
+        for (s, n) in [(-1, 0), (0, -1), (i64::MIN, i32::MIN), (5, -1)] {
+            assert_eq!(d(s, n), Err(InvalidField::NegativeDuration), "{s} s {n} ns");
+        }
+        for (s, n) in [(0, 1_000_000_000), (0, i32::MAX)] {
             assert_eq!(d(s, n), Err(InvalidField::InvalidDuration), "{s} s {n} ns");
+        }
+        for (s, n) in [(LONGEST_SECONDS + 1, 0), (i64::MAX, 0)] {
+            assert_eq!(d(s, n), Err(InvalidField::AbsurdDuration), "{s} s {n} ns");
         }
     }
 

@@ -3,10 +3,12 @@
 //! As protobuf has it: of a field that comes twice the last value stands, a message that comes twice is merged with what came before it,
 //! and a member of a `oneof` replaces another member.
 
+use super::details::{Certificate, DOWNSTREAM_PEERS, EncodedPeer, TAGS, UPSTREAM_PEERS};
 use super::reader::{Key, Reader, Undecodable};
 use super::schema::{self, Schema};
 use super::{InvalidField, address};
 use envoy_types::pb::google::protobuf::{Duration, Timestamp};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 /// A message of which some fields are kept.
@@ -109,6 +111,15 @@ pub(super) struct Common<'a> {
     pub(super) upstream_cluster: &'a str,
     pub(super) route_name: &'a str,
     pub(super) stream_id: &'a str,
+    pub(super) upstream_transport_failure_reason: &'a str,
+    pub(super) downstream_transport_failure_reason: &'a str,
+    pub(super) connection_termination_details: &'a str,
+    pub(super) filter_state_objects: FilterState<'a>,
+    pub(super) custom_tags: Tags<'a>,
+    pub(super) downstream_wire_bytes_sent: u64,
+    pub(super) downstream_wire_bytes_received: u64,
+    pub(super) upstream_wire_bytes_sent: u64,
+    pub(super) upstream_wire_bytes_received: u64,
     pub(super) response_flags: Flags,
     pub(super) upstream_request_attempt_count: u32,
     pub(super) intermediate_log_entry: bool,
@@ -134,12 +145,21 @@ impl<'a> Message<'a> for Common<'a> {
             14 => merge_optional(&mut self.upstream_local_address, key, reader),
             15 => reader.string(key).map(|v| self.upstream_cluster = v),
             16 => self.response_flags.merge(reader.message(key)?),
+            18 => reader.string(key).map(|v| self.upstream_transport_failure_reason = v),
             19 => reader.string(key).map(|v| self.route_name = v),
             20 => merge_optional(&mut self.downstream_direct_remote_address, key, reader),
+            21 => self.filter_state_objects.entry(reader.message(key)?),
+            22 => self.custom_tags.entry(reader.message(key)?),
             23 => merge_optional(&mut self.duration, key, reader),
             24 => reader.uint32(key).map(|v| self.upstream_request_attempt_count = v),
+            25 => reader.string(key).map(|v| self.connection_termination_details = v),
             26 => reader.string(key).map(|v| self.stream_id = v),
             27 => reader.integer(key).map(|v| self.intermediate_log_entry = v != 0),
+            28 => reader.string(key).map(|v| self.downstream_transport_failure_reason = v),
+            29 => reader.integer(key).map(|v| self.downstream_wire_bytes_sent = v),
+            30 => reader.integer(key).map(|v| self.downstream_wire_bytes_received = v),
+            31 => reader.integer(key).map(|v| self.upstream_wire_bytes_sent = v),
+            32 => reader.integer(key).map(|v| self.upstream_wire_bytes_received = v),
             33 => reader.int32(key).map(|v| self.access_log_type = v),
             _ => schema::COMMON.check(key, reader),
         }
@@ -171,18 +191,166 @@ fn seconds_and_nanos(key: Key, reader: &mut Reader<'_>, seconds: &mut i64, nanos
     }
 }
 
-/// `TLSProperties`.
+/// `TLSProperties`. The certificates stay undecoded: those of the next entry are mostly the same.
 #[derive(Debug, Default)]
 pub(super) struct Tls<'a> {
+    pub(super) tls_version: i32,
+    pub(super) tls_cipher_suite: Option<Code>,
     pub(super) tls_sni_hostname: &'a str,
+    pub(super) local_certificate: Undecoded<'a>,
+    pub(super) peer_certificate: Undecoded<'a>,
 }
 
 impl<'a> Message<'a> for Tls<'a> {
     #[inline(always)]
     fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
         match key.number {
+            1 => reader.int32(key).map(|v| self.tls_version = v),
+            2 => merge_optional(&mut self.tls_cipher_suite, key, reader),
             3 => reader.string(key).map(|v| self.tls_sni_hostname = v),
+            4 => self.local_certificate.append(reader.message(key)?),
+            5 => self.peer_certificate.append(reader.message(key)?),
             _ => schema::TLS.check(key, reader),
+        }
+    }
+}
+
+/// A message whose decoding is left for later, if ever. Several occurrences merge as their bytes do one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Undecoded<'a> {
+    pub(super) bytes: Cow<'a, [u8]>,
+    depth: u32,
+}
+
+impl<'a> Undecoded<'a> {
+    fn append(&mut self, again: Reader<'a>) -> Result<(), Undecodable> {
+        self.depth = again.depth();
+        if self.bytes.is_empty() {
+            self.bytes = Cow::Borrowed(again.rest());
+            return Ok(());
+        }
+        // A field must not run from one occurrence into the next.
+        schema::CERTIFICATE.check_all(again)?;
+        schema::CERTIFICATE.check_all(self.reader())?;
+        self.bytes.to_mut().extend_from_slice(again.rest());
+        Ok(())
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader::nested(&self.bytes, self.depth)
+    }
+
+    /// Decodes it as `CertificateProperties`.
+    ///
+    /// # Errors
+    /// If prost would refuse it.
+    pub(super) fn certificate(&self) -> Result<Certificate<'_>, Undecodable> {
+        let mut certificate = Certificate::default();
+        let mut reader = self.reader();
+        while let Some(key) = reader.key()? {
+            match key.number {
+                1 => {
+                    let mut name = AltName::default();
+                    name.merge(reader.message(key)?)?;
+                    certificate.names.push(name.0);
+                }
+                2 => certificate.subject = reader.string(key)?,
+                _ => schema::CERTIFICATE.check(key, &mut reader)?,
+            }
+        }
+        Ok(certificate)
+    }
+}
+
+/// `SubjectAltName`: the oneof's member that came last.
+#[derive(Debug, Default)]
+struct AltName<'a>(&'a str);
+
+impl<'a> Message<'a> for AltName<'a> {
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 | 2 => reader.string(key).map(|v| self.0 = v),
+            _ => reader.skip(key),
+        }
+    }
+}
+
+/// `filter_state_objects`, of which only the peers are kept.
+#[derive(Debug, Default)]
+pub(super) struct FilterState<'a> {
+    pub(super) downstream: [Option<EncodedPeer<'a>>; 3],
+    pub(super) upstream: [Option<EncodedPeer<'a>>; 3],
+}
+
+impl<'a> FilterState<'a> {
+    fn entry(&mut self, reader: Reader<'a>) -> Result<(), Undecodable> {
+        let mut entry = AnyEntry::default();
+        entry.merge(reader)?;
+        let at = |keys: [&str; 3]| keys.iter().position(|&key| key == entry.key);
+        if let Some(at) = at(DOWNSTREAM_PEERS) {
+            self.downstream[at] = Some(entry.value);
+        } else if let Some(at) = at(UPSTREAM_PEERS) {
+            self.upstream[at] = Some(entry.value);
+        }
+        Ok(())
+    }
+}
+
+/// An entry of a `map<string, Any>`.
+#[derive(Debug, Default)]
+struct AnyEntry<'a> {
+    key: &'a str,
+    value: EncodedPeer<'a>,
+}
+
+impl<'a> Message<'a> for AnyEntry<'a> {
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => reader.string(key).map(|v| self.key = v),
+            2 => self.value.merge(reader.message(key)?),
+            _ => reader.skip(key),
+        }
+    }
+}
+
+impl<'a> Message<'a> for EncodedPeer<'a> {
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => reader.string(key).map(|v| self.type_url = v),
+            2 => reader.bytes(key).map(|v| self.value = v),
+            _ => reader.skip(key),
+        }
+    }
+}
+
+/// `custom_tags`, of which only those in [`TAGS`] are kept.
+#[derive(Debug, Default)]
+pub(super) struct Tags<'a>(pub(super) [Option<&'a str>; TAGS.len()]);
+
+impl<'a> Tags<'a> {
+    fn entry(&mut self, reader: Reader<'a>) -> Result<(), Undecodable> {
+        let mut entry = TextEntry::default();
+        entry.merge(reader)?;
+        if let Some(at) = TAGS.iter().position(|&key| key == entry.key) {
+            self.0[at] = Some(entry.value);
+        }
+        Ok(())
+    }
+}
+
+/// An entry of a `map<string, string>`.
+#[derive(Debug, Default)]
+struct TextEntry<'a> {
+    key: &'a str,
+    value: &'a str,
+}
+
+impl<'a> Message<'a> for TextEntry<'a> {
+    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
+        match key.number {
+            1 => reader.string(key).map(|v| self.key = v),
+            2 => reader.string(key).map(|v| self.value = v),
+            _ => reader.skip(key),
         }
     }
 }
@@ -216,7 +384,10 @@ pub(super) struct Request<'a> {
     pub(super) authority: &'a str,
     pub(super) path: &'a str,
     pub(super) request_id: &'a str,
+    pub(super) request_headers_bytes: u64,
     pub(super) request_body_bytes: u64,
+    pub(super) upstream_header_bytes_sent: u64,
+    pub(super) downstream_header_bytes_received: u64,
 }
 
 impl<'a> Message<'a> for Request<'a> {
@@ -227,7 +398,10 @@ impl<'a> Message<'a> for Request<'a> {
             3 => reader.string(key).map(|v| self.authority = v),
             5 => reader.string(key).map(|v| self.path = v),
             9 => reader.string(key).map(|v| self.request_id = v),
+            11 => reader.integer(key).map(|v| self.request_headers_bytes = v),
             12 => reader.integer(key).map(|v| self.request_body_bytes = v),
+            14 => reader.integer(key).map(|v| self.upstream_header_bytes_sent = v),
+            15 => reader.integer(key).map(|v| self.downstream_header_bytes_received = v),
             _ => schema::REQUEST.check(key, reader),
         }
     }
@@ -239,7 +413,10 @@ pub(super) struct Response<'a> {
     /// An absent code is 0, which Envoy says itself where no response began.
     pub(super) response_code: Code,
     pub(super) response_code_details: &'a str,
+    pub(super) response_headers_bytes: u64,
     pub(super) response_body_bytes: u64,
+    pub(super) upstream_header_bytes_received: u64,
+    pub(super) downstream_header_bytes_sent: u64,
 }
 
 impl<'a> Message<'a> for Response<'a> {
@@ -247,8 +424,11 @@ impl<'a> Message<'a> for Response<'a> {
     fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
         match key.number {
             1 => self.response_code.merge(reader.message(key)?),
+            2 => reader.integer(key).map(|v| self.response_headers_bytes = v),
             3 => reader.integer(key).map(|v| self.response_body_bytes = v),
             6 => reader.string(key).map(|v| self.response_code_details = v),
+            7 => reader.integer(key).map(|v| self.upstream_header_bytes_received = v),
+            8 => reader.integer(key).map(|v| self.downstream_header_bytes_sent = v),
             _ => schema::RESPONSE.check(key, reader),
         }
     }
@@ -276,8 +456,10 @@ pub(super) enum Address<'a> {
     Unset,
     /// An IP address and port, supposedly.
     Socket(Socket<'a>),
-    /// A pipe, or internal to Envoy.
-    Other,
+    /// A Unix domain socket.
+    Pipe,
+    /// Internal to Envoy.
+    Internal,
 }
 
 impl<'a> Message<'a> for Address<'a> {
@@ -294,16 +476,16 @@ impl<'a> Message<'a> for Address<'a> {
                 *self = Self::Socket(socket);
                 Ok(())
             }
-            2 => self.other(&schema::PIPE, key, reader),
-            3 => self.other(&schema::INTERNAL_ADDRESS, key, reader),
+            2 => self.other(Self::Pipe, &schema::PIPE, key, reader),
+            3 => self.other(Self::Internal, &schema::INTERNAL_ADDRESS, key, reader),
             _ => reader.skip(key),
         }
     }
 }
 
 impl Address<'_> {
-    fn other(&mut self, schema: &Schema, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
-        *self = Self::Other;
+    fn other(&mut self, kind: Self, schema: &Schema, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
+        *self = kind;
         schema.check_all(reader.message(key)?)
     }
 
@@ -322,7 +504,8 @@ impl Address<'_> {
                 };
                 Ok(SocketAddr::new(ip.to_canonical(), port))
             }
-            Self::Other => Err(InvalidField::UnsupportedAddress),
+            Self::Pipe => Err(InvalidField::PipeAddress),
+            Self::Internal => Err(InvalidField::InternalAddress),
             Self::Unset => Err(InvalidField::InvalidAddress),
         }
     }

@@ -33,13 +33,15 @@ pub(crate) struct Running {
     pub(crate) handle: AlsHandle,
     pub(crate) serving: JoinHandle<Result<AlsStats, ServeError>>,
     pub(crate) batches: mpsc::Receiver<AlsBatch>,
+    /// Entries that are not terminal, as they came.
+    pub(crate) progress: Vec<HopSide>,
 }
 
 pub(crate) fn start(settings: AlsSettings, sink: usize) -> Running {
     let server = AlsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), settings).expect("loopback has a free port");
     let handle = server.handle();
     let (sink, batches) = mpsc::channel(sink);
-    Running { handle, serving: tokio::spawn(server.serve(sink)), batches }
+    Running { handle, serving: tokio::spawn(server.serve(sink)), batches, progress: Vec::new() }
 }
 
 impl Running {
@@ -51,6 +53,7 @@ impl Running {
                 let Some(batch) = self.batches.recv().await else { break };
                 proxies.extend(batch.proxy);
                 hops.extend(batch.entries);
+                self.progress.extend(batch.progress);
             }
         };
         let in_time = tokio::time::timeout(DEADLINE, all).await.is_ok();

@@ -13,7 +13,9 @@ use envoy_types::pb::envoy::data::accesslog::v3::{
     ResponseFlags, TcpAccessLogEntry, TlsProperties, response_flags::Unauthorized,
 };
 use envoy_types::pb::google::protobuf::value::Kind as ValueKind;
-use envoy_types::pb::google::protobuf::{Any, Duration, ListValue, Struct, Timestamp, UInt32Value, Value};
+use envoy_types::pb::google::protobuf::{
+    Any, BytesValue, Duration, ListValue, StringValue, Struct, Timestamp, UInt32Value, Value,
+};
 use prost::Message;
 use std::collections::HashMap;
 
@@ -178,6 +180,63 @@ fn any(r: &mut Random) -> Any {
     Any { type_url: r.text(), value: r.bytes(20) }
 }
 
+/// A peer in one of Istio's encodings, or something that is none.
+fn peer(r: &mut Random) -> Any {
+    const KEYS: [&str; 9] =
+        ["name", "namespace", "workload", "NAME", "WORKLOAD_NAME", "OWNER", "cluster", "LABELS", "identity"];
+    let kind = |name: &str| format!("type.googleapis.com/google.protobuf.{name}");
+    match r.below(5) {
+        0 => any(r),
+        1 => Any { type_url: kind("BytesValue"), value: BytesValue { value: r.bytes(40) }.encode_to_vec() },
+        2 => {
+            let value = format!("{};{};{};{};{}", r.text(), r.text(), r.text(), r.text(), r.text());
+            Any { type_url: kind("StringValue"), value: StringValue { value }.encode_to_vec() }
+        }
+        _ => {
+            let fields = (0..r.below(4)).map(|_| (KEYS[r.below(KEYS.len())].to_owned(), value(r, 2)));
+            Any { type_url: kind("Struct"), value: Struct { fields: fields.collect() }.encode_to_vec() }
+        }
+    }
+}
+
+/// What filters left, peers among it.
+fn filter_state(r: &mut Random) -> HashMap<String, Any> {
+    const KEYS: [&str; 7] = [
+        "upstream_peer",
+        "downstream_peer",
+        "upstream_peer_obj",
+        "downstream_peer_obj",
+        "wasm.upstream_peer",
+        "wasm.downstream_peer",
+        "wasm.upstream_peer_id",
+    ];
+    let key = |r: &mut Random| if r.one_in(6) { r.text() } else { KEYS[r.below(KEYS.len())].to_owned() };
+    (0..r.below(5)).map(|_| (key(r), peer(r))).collect()
+}
+
+fn tags(r: &mut Random) -> HashMap<String, String> {
+    const KEYS: [&str; 8] = [
+        "connection_id",
+        "upstream_connection_id",
+        "upstream_connect_ns",
+        "upstream_handshake_ns",
+        "upstream_connected_after_ns",
+        "upstream_ready_after_ns",
+        "upstream_protocol",
+        "mine",
+    ];
+    const VALUES: [&str; 7] = ["-", "", "HTTP/2", "HTTP/1.1", "+1", "18446744073709551616", "31622400000000001"];
+    let tag = |r: &mut Random| {
+        let value = match r.below(4) {
+            0 => VALUES[r.below(VALUES.len())].to_owned(),
+            1 => r.text(),
+            _ => r.integer().to_string(),
+        };
+        (KEYS[r.below(KEYS.len())].to_owned(), value)
+    };
+    (0..r.below(6)).map(|_| tag(r)).collect()
+}
+
 fn structure(r: &mut Random, depth: u32) -> Struct {
     Struct { fields: (0..r.below(3)).map(|_| (r.text(), value(r, depth))).collect() }
 }
@@ -207,7 +266,7 @@ fn certificate(r: &mut Random) -> CertificateProperties {
         san: r.maybe(|r| if r.one_in(2) { San::Uri(r.text()) } else { San::Dns(r.text()) }),
     };
     CertificateProperties {
-        subject_alt_name: (0..r.below(3)).map(|_| name(r)).collect(),
+        subject_alt_name: (0..if r.one_in(9) { 12 } else { r.below(3) }).map(|_| name(r)).collect(),
         subject: r.text(),
         issuer: r.text(),
     }
@@ -215,7 +274,7 @@ fn certificate(r: &mut Random) -> CertificateProperties {
 
 fn tls(r: &mut Random) -> TlsProperties {
     TlsProperties {
-        tls_version: r.int32(),
+        tls_version: if r.one_in(4) { r.int32() } else { i32::from(r.byte() % 6) },
         tls_cipher_suite: r.number(),
         tls_sni_hostname: r.text(),
         local_certificate_properties: r.maybe(certificate),
@@ -288,8 +347,8 @@ fn common(r: &mut Random) -> AccessLogCommon {
         upstream_transport_failure_reason: r.text(),
         route_name: r.text(),
         downstream_direct_remote_address: address(r),
-        filter_state_objects: (0..r.below(3)).map(|_| (r.text(), any(r))).collect(),
-        custom_tags: r.texts(),
+        filter_state_objects: filter_state(r),
+        custom_tags: tags(r),
         duration: span(r),
         upstream_request_attempt_count: r.uint32(),
         connection_termination_details: r.text(),

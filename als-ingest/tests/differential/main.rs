@@ -23,7 +23,11 @@ fn same(what: &str, messages: &[Vec<u8>]) -> AlsStats {
     let (mut new, mut oracle) = (StreamDecoder::new(None), StreamDecoder::oracle(None));
     for message in messages {
         let (got, want) = (new.decode(message), oracle.decode(message));
-        if got.entries != want.entries || got.proxy != want.proxy || new.stats() != oracle.stats() {
+        if got.entries != want.entries
+            || got.progress != want.progress
+            || got.proxy != want.proxy
+            || new.stats() != oracle.stats()
+        {
             let hex = message.iter().fold(String::new(), |mut hex, byte| {
                 write!(hex, "{byte:02x}").expect("strings take all");
                 hex
@@ -246,8 +250,11 @@ fn every_field_number_and_wire_type_in_every_message() {
     let flags =
         (1..=28).flat_map(|n| if n == 13 { field(n, &[]) } else { [varint(u64::from(n) << 3), vec![1]].concat() });
     let flags = field(16, &flags.collect::<Vec<u8>>());
+    let peer = [field(1, b"upstream_peer"), field(2, &field(1, b"google.protobuf.Struct"))].concat();
+    let tag = [field(1, b"connection_id"), field(2, b"7")].concat();
+    let details = [field(21, &peer), field(22, &tag)].concat();
     let addresses = [(2, 2), (3, 3), (13, 2), (14, 3), (20, 2)].map(|(n, kind)| field(n, &field(kind, &[]))).concat();
-    let contrary = [&http[..], &field(1, &[flags, addresses].concat())].concat();
+    let contrary = [&http[..], &field(1, &[flags, addresses, details].concat())].concat();
     let tcp_paths: [&[u32]; 3] = [&[], &[1], &[2]];
     let http_paths = HTTP_PATHS.iter().flat_map(|p| [(p, http, false), (p, &contrary, false)]);
     let paths = http_paths.chain(tcp_paths.iter().map(|p| (p, tcp, true)));
@@ -289,4 +296,61 @@ fn nesting_ends_where_prost_ends_it() {
         refused += stats.malformed_entries.values().sum::<u64>();
     }
     assert!(kept > 200 && refused > 100, "{kept} {refused}");
+}
+
+/// Entries of maps whose key and value come in any order, twice, or not at all; and certificates in pieces.
+#[test]
+fn maps_and_certificates_in_pieces() {
+    let before = &entries_of(RECORDED[0].0)[0];
+    let struct_type = b"type.googleapis.com/google.protobuf.Struct";
+    // A struct with `workload: "a"`, and one with "b".
+    let object = |name: &[u8]| field(1, &[field(1, b"workload"), field(2, &field(3, name))].concat());
+    let any = |name: &[u8]| [field(1, struct_type), field(2, &object(name))].concat();
+    let key = field(1, b"upstream_peer");
+    let peers = [
+        [key.clone(), field(2, &any(b"a"))].concat(),
+        [field(2, &any(b"a")), key.clone()].concat(),
+        [key.clone(), field(2, &any(b"a")), field(2, &field(2, &object(b"b")))].concat(),
+        [field(1, b"other"), field(2, &any(b"a")), key.clone()].concat(),
+        key.clone(),
+        field(2, &any(b"a")),
+        [key.clone(), field(2, &field(2, &object(b"a"))), field(2, &field(1, struct_type))].concat(),
+        [key, field(2, b"\xff")].concat(),
+    ];
+    let tag_key = field(1, b"connection_id");
+    let tags = [
+        [tag_key.clone(), field(2, b"7")].concat(),
+        [field(2, b"7"), tag_key.clone()].concat(),
+        [tag_key.clone(), field(2, b"7"), field(2, b"8")].concat(),
+        tag_key.clone(),
+        [tag_key, field(2, b"\xff")].concat(),
+    ];
+    let name = field(1, &field(1, b"spiffe://a"));
+    let two = field(1, &[field(1, b"spiffe://a"), field(2, b"dns")].concat());
+    let subject = field(2, b"CN=a");
+    let certificates = [
+        vec![[name.clone(), subject.clone()].concat()],
+        vec![name.clone(), subject.clone()],
+        vec![two.clone(), name.clone(), Vec::new(), subject.clone()],
+        vec![Vec::new(), two],
+        // Each half alone is none, and together they would be one.
+        vec![subject[..2].to_vec(), subject[2..].to_vec()],
+        vec![subject, b"\x12\x02\xff\xff".to_vec()],
+        vec![vec![0x1b], vec![0x1c]],
+    ];
+    let tls = certificates.iter().flat_map(|pieces| {
+        [4, 5].map(|side| field(4, &pieces.iter().flat_map(|p| field(side, p)).collect::<Vec<u8>>()))
+    });
+    let commons = peers.iter().map(|p| field(21, p)).chain(tags.iter().map(|t| field(22, t))).chain(tls);
+    let commons: Vec<_> = commons.collect();
+    let mut kept = 0;
+    for first in &commons {
+        for second in &commons {
+            let entry = |parts: &[u8]| [before, &field(1, parts)[..]].concat();
+            let both = [&first[..], second].concat();
+            let entries = [entry(first), entry(&both), [entry(first), field(1, second)].concat()];
+            kept += same("in pieces", &[message(&entries, false)]).kept;
+        }
+    }
+    assert!(kept > 1_000, "{kept}");
 }

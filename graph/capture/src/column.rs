@@ -12,6 +12,7 @@ use arrow::datatypes::{
     DataType, Field, FieldRef, Fields, Int64Type, Schema, SchemaRef, UInt16Type, UInt32Type, UInt64Type,
 };
 use meshdiff_model::SeqInstant;
+use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -170,6 +171,32 @@ pub(crate) fn text<R>(name: &'static str, get: impl Fn(&R) -> &str + Send + Sync
 }
 pub(crate) fn opt_text<R>(name: &'static str, get: impl Fn(&R) -> Option<&str> + Send + Sync + 'static) -> Column<R> {
     let encode = move |rows: &[R]| Arc::new(rows.iter().map(&get).collect::<StringArray>()) as ArrayRef;
+    Column::new(name, DataType::Utf8, true, Packing::Dictionary, Box::new(encode))
+}
+
+/// Values of several parts that recur, as JSON text: a dictionary keeps each of them once.
+///
+/// Rows share one copy of such a value, so the text of the one before mostly stands for the next as well.
+pub(crate) fn opt_json<R, T: Serialize>(
+    name: &'static str,
+    get: impl Fn(&R) -> Option<&Arc<T>> + Send + Sync + 'static,
+) -> Column<R> {
+    let encode = move |rows: &[R]| {
+        let mut texts = StringBuilder::new();
+        let mut last: Option<(*const T, String)> = None;
+        for row in rows {
+            let Some(value) = get(row) else {
+                texts.append_null();
+                continue;
+            };
+            if last.as_ref().is_none_or(|(same, _)| !std::ptr::eq(*same, Arc::as_ptr(value))) {
+                let text = serde_json::to_string(&**value).expect("a value without maps or floats has a JSON text");
+                last = Some((Arc::as_ptr(value), text));
+            }
+            texts.append_option(last.as_ref().map(|(_, text)| text));
+        }
+        Arc::new(texts.finish()) as ArrayRef
+    };
     Column::new(name, DataType::Utf8, true, Packing::Dictionary, Box::new(encode))
 }
 

@@ -2,7 +2,7 @@
 //! directions.
 
 use meshdiff_model::{
-    AccessLogType, Closer, Direction, HopProtocol, ProcessRole, ProxyKind, Side, SocketRole, TcpState, TlsVersion,
+    AccessLogType, Closer, Direction, HopProtocol, Http2Gap, ProcessRole, ProxyKind, Side, SocketRole, TcpState, TlsVersion,
 };
 
 /// An enumeration whose variants have names in the files.
@@ -45,11 +45,21 @@ named! {
     Direction { Egress = "egress", Ingress = "ingress" }
     Side { Client = "client", Server = "server" }
     HopProtocol {
-        Http = "http", Http10 = "http/1.0", Http11 = "http/1.1", Http2 = "http/2", Http3 = "http/3", Tcp = "tcp",
+        Http = "http", Http10 = "http/1.0", Http11 = "http/1.1", Http2 = "http/2", Grpc = "grpc", Http3 = "http/3", Tcp = "tcp",
     }
     AccessLogType {
         NotSet = "not_set", DownstreamEnd = "downstream_end", TcpConnectionEnd = "tcp_connection_end",
-        UpstreamEnd = "upstream_end", Other = "other",
+        UpstreamEnd = "upstream_end", TcpUpstreamConnected = "tcp_upstream_connected", TcpPeriodic = "tcp_periodic",
+        TcpConnectionStart = "tcp_connection_start", DownstreamStart = "downstream_start",
+        DownstreamPeriodic = "downstream_periodic", UpstreamPoolReady = "upstream_pool_ready",
+        UpstreamPeriodic = "upstream_periodic",
+        DownstreamTunnelSuccessfullyEstablished = "downstream_tunnel_successfully_established",
+        UdpTunnelUpstreamConnected = "udp_tunnel_upstream_connected", UdpPeriodic = "udp_periodic",
+        UdpSessionEnd = "udp_session_end", Intermediate = "intermediate", Other = "other",
+    }
+    Http2Gap {
+        StillOpen = "still_open", EventsLost = "events_lost", NotSeen = "not_seen", Garbage = "garbage",
+        TooMany = "too_many",
     }
     ProxyKind { Sidecar = "sidecar", Router = "router", Waypoint = "waypoint", Other = "other" }
     TlsVersion {

@@ -7,6 +7,7 @@ use proptest::option;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 mod common;
@@ -98,16 +99,58 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn peers()(s in vec(option::of(texts()), 10)) -> Arc<Peer> {
+        Arc::new(Peer {
+            name: s[0].clone(), namespace: s[1].clone(), workload: s[2].clone(), workload_type: s[3].clone(), service: s[4].clone(),
+            revision: s[5].clone(), cluster: s[6].clone(), app: s[7].clone(), version: s[8].clone(), identity: s[9].clone(),
+        })
+    }
+}
+
+prop_compose! {
+    fn details()(
+        b in vec(any::<u64>(), 10), peers in (option::of(peers()), option::of(peers())), ids in (option::of(any::<u64>()), option::of(any::<u64>())),
+        t in vec(option::of(span()), 4), protocol in option::of(prop::sample::select(vec![HopProtocol::Http11, HopProtocol::Http2])),
+        s in vec(option::of(text()), 3), san in vec(texts(), 0..3), subject in option::of(texts()), suite in option::of(any::<u16>()),
+        version in option::of(prop::sample::select(vec![TlsVersion::Tls12, TlsVersion::Tls13])), tls in any::<bool>(),
+    ) -> HopDetails {
+        let b: Vec<_> = b.into_iter().map(NonZeroU64::new).collect();
+        let tags = HopTags {
+            connection_id: ids.0, upstream_connection_id: ids.1, upstream_connect: t[0], upstream_handshake: t[1],
+            upstream_connected_after: t[2], upstream_ready_after: t[3], upstream_protocol: protocol,
+        };
+        let failure = HopFailure {
+            upstream_transport_failure_reason: s[0].clone(), downstream_transport_failure_reason: s[1].clone(),
+            connection_termination_details: s[2].clone(),
+        };
+        HopDetails {
+            bytes: HopBytes {
+                downstream_wire_bytes_sent: b[0], downstream_wire_bytes_received: b[1], upstream_wire_bytes_sent: b[2],
+                upstream_wire_bytes_received: b[3], downstream_header_bytes_sent: b[4], downstream_header_bytes_received: b[5],
+                upstream_header_bytes_sent: b[6], upstream_header_bytes_received: b[7], request_headers_bytes: b[8],
+                response_headers_bytes: b[9],
+            },
+            tls: tls.then(|| Arc::new(HopTls {
+                version, cipher_suite: suite, peer_subject: subject.clone(), peer_san: san.clone(), local_subject: subject, local_san: san,
+            })),
+            downstream_peer: peers.0, upstream_peer: peers.1,
+            tags: (tags != HopTags::default()).then(|| Box::new(tags)),
+            failure: (failure != HopFailure::default()).then(|| Box::new(failure)),
+        }
+    }
+}
+
+prop_compose! {
     fn access_logs()(
         node in text(), side in prop_oneof![Just(None), Just(Some(Side::Client)), Just(Some(Side::Server))],
         protocol in prop::sample::select(vec![HopProtocol::Http, HopProtocol::Http10, HopProtocol::Http11,
             HopProtocol::Http2, HopProtocol::Http3, HopProtocol::Tcp]),
         access_log_type in prop::sample::select(vec![AccessLogType::NotSet, AccessLogType::DownstreamEnd,
-            AccessLogType::TcpConnectionEnd, AccessLogType::UpstreamEnd, AccessLogType::Other]),
+            AccessLogType::TcpConnectionEnd, AccessLogType::UpstreamEnd, AccessLogType::TcpPeriodic, AccessLogType::Other]),
         start in any::<i64>(), t in vec(option::of(span()), 8), a in vec(option::of(socket_addr()), 5),
         s in vec(option::of(text()), 8), attempts in option::of(any::<u32>()), response_flags in vec(text(), 0..3),
         same_ids in any::<bool>(), response_code in option::of(any::<u16>()), bytes in (any::<u64>(), any::<u64>()),
-        downstream_tls in any::<bool>(),
+        downstream_tls in any::<bool>(), details in details(),
     ) -> HopSide {
         HopSide {
             node: NodeId(node), side, protocol, access_log_type, start_time: WallTime(start),
@@ -126,7 +169,7 @@ prop_compose! {
             stream_id: if same_ids { s[2].clone() } else { s[3].clone() },
             method: s[4].clone(), authority: s[5].clone(), path: s[6].clone(), response_code,
             response_code_details: s[7].clone(), request_body_bytes: bytes.0, response_body_bytes: bytes.1,
-            tls_sni_hostname: s[1].clone(), downstream_tls,
+            tls_sni_hostname: s[1].clone(), downstream_tls, details,
         }
     }
 }
@@ -166,6 +209,10 @@ fn events() -> impl Strategy<Value = SocketEvent> {
         (seq(), seq()).prop_map(|(rcv_nxt, copied_seq)| SocketEventKind::Ready { rcv_nxt, copied_seq }),
         (seq(), any::<u32>()).prop_map(|(copied_seq, len)| SocketEventKind::Recv { copied_seq, len }),
         (state(), state()).prop_map(|(old, new)| SocketEventKind::State { old, new }),
+        (seq(), any::<u32>()).prop_map(|(next, len)| SocketEventKind::Held { next, len }),
+        (seq(), any::<u32>()).prop_map(|(seq, len)| SocketEventKind::Retransmit { seq, len }),
+        any::<bool>().prop_map(|received| SocketEventKind::Reset { received }),
+        any::<u32>().prop_map(|reason| SocketEventKind::Drop { reason }),
     ];
     (any::<u64>(), any::<u32>(), mono(), any::<u32>(), kind).prop_map(|(cookie, counter, at, tgid, kind)| SocketEvent {
         socket: SocketCookie(cookie),

@@ -1,7 +1,7 @@
 //! What one Envoy says of one request: an access log entry, with Envoy's field names.
 
 use crate::{
-    DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, DurationNs, NodeId, RequestId,
+    DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, DurationNs, HopDetails, NodeId, RequestId,
     UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
 };
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,9 @@ pub enum HopProtocol {
     /// HTTP/2.
     #[serde(rename = "http/2")]
     Http2,
+    /// gRPC, over HTTP/2. No access log says so: the frames do.
+    #[serde(rename = "grpc")]
+    Grpc,
     /// HTTP/3.
     #[serde(rename = "http/3")]
     Http3,
@@ -49,6 +52,7 @@ impl HopProtocol {
             Self::Http10 => "http/1.0",
             Self::Http11 => "http/1.1",
             Self::Http2 => "http/2",
+            Self::Grpc => "grpc",
             Self::Http3 => "http/3",
             Self::Tcp => "tcp",
         }
@@ -65,9 +69,33 @@ pub enum AccessLogType {
     DownstreamEnd,
     /// The TCP connection ended: terminal.
     TcpConnectionEnd,
-    /// An attempt upstream ended.
+    /// An attempt upstream ended (the router's `upstream_log`): one for each attempt, beside the request's own entry.
     UpstreamEnd,
-    /// Any other: start, periodic or upstream-connected entries, by Envoy's number.
+    /// The TCP proxy is connected upstream.
+    TcpUpstreamConnected,
+    /// How a TCP connection does that is still open.
+    TcpPeriodic,
+    /// A TCP connection was accepted.
+    TcpConnectionStart,
+    /// A request's headers have come.
+    DownstreamStart,
+    /// How a request does that has not ended.
+    DownstreamPeriodic,
+    /// An attempt has its upstream connection.
+    UpstreamPoolReady,
+    /// How an attempt does that has not ended.
+    UpstreamPeriodic,
+    /// A tunnel (CONNECT) was established.
+    DownstreamTunnelSuccessfullyEstablished,
+    /// A UDP session has its upstream.
+    UdpTunnelUpstreamConnected,
+    /// How a UDP session does that has not ended.
+    UdpPeriodic,
+    /// A UDP session ended.
+    UdpSessionEnd,
+    /// Envoys before 1.26 have no types: not the last entry of its stream (`intermediate_log_entry`).
+    Intermediate,
+    /// A number that this version of the API does not name.
     Other,
 }
 
@@ -122,7 +150,7 @@ impl HopTimings {
 }
 
 /// One proxy's half of one hop: an access log entry. Field names are Envoy's. No header value but the request id
-/// is kept, and no query string.
+/// is kept, and no query string; the two certificates' names are the peers' own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HopSide {
@@ -179,4 +207,7 @@ pub struct HopSide {
     pub tls_sni_hostname: Option<Arc<str>>,
     /// True if the downstream connection was TLS.
     pub downstream_tls: bool,
+    /// What else it says.
+    #[serde(default)]
+    pub details: HopDetails,
 }

@@ -2,11 +2,11 @@
 //! pools between them. It says what probes and access logs would have recorded of it.
 
 use meshdiff_model::{
-    AccessLogType, ClockAnchor, ClockSample, DownstreamDirectRemoteAddr, DownstreamLocalAddr, DurationNs, HopProtocol,
-    HopSide, HopTimings, LocalAddr, Message, MonotonicNs, NetnsId, NodeId, PeerAddr, RequestId, SeqNo, Side, Socket,
-    SocketCookie, TcpState, Tgid, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
+    AccessLogType, ClockAnchor, ClockSample, DownstreamDirectRemoteAddr, DownstreamLocalAddr, DurationNs, HopDetails,
+    HopProtocol, HopSide, HopTimings, Http2Stream, LocalAddr, Message, MonotonicNs, NetnsId, NodeId, PeerAddr,
+    RequestId, SeqNo, Side, Socket, SocketCookie, TcpState, Tgid, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
 };
-use meshdiff_probes::{Assembler, Collected, Identity, Limits, RawEvent, RawKind};
+use meshdiff_probes::{Assembler, Collected, Extra, Identity, Limits, RawEvent, RawKind};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, HashSet};
@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) shared_ids: bool,
     /// Requests that are retried, of 10,000.
     pub(crate) retries: u32,
+    /// Requests with bodies in many parts, with pauses between them, and with readers that take their time; of 10,000.
+    pub(crate) bodies: u32,
     /// The recording begins after this share of the requests, in percent, and ends after the other.
     pub(crate) window: (u32, u32),
 }
@@ -54,6 +56,8 @@ pub(crate) struct TrueAttempt {
     pub(crate) sockets: [u64; 4],
     pub(crate) request: [TrueCrossing; 2],
     pub(crate) response: [TrueCrossing; 2],
+    /// Where request and response lie among the bytes of S5 and S6.
+    pub(crate) bytes: [(u64, u64); 2],
     pub(crate) server_log_lost: bool,
     pub(crate) connected: Option<(u64, u64)>,
 }
@@ -64,6 +68,8 @@ pub(crate) struct TrueRequest {
     pub(crate) sockets: [u64; 2],
     pub(crate) request: TrueCrossing,
     pub(crate) response: TrueCrossing,
+    /// Where request and response lie among the bytes of S1 and S2.
+    pub(crate) bytes: [(u64, u64); 2],
     /// None for a local reply.
     pub(crate) attempts: Vec<TrueAttempt>,
     pub(crate) client_log_lost: bool,
@@ -74,12 +80,23 @@ pub(crate) struct TrueRequest {
 pub(crate) struct World {
     pub(crate) sockets: Vec<Socket>,
     pub(crate) messages: Vec<Message>,
+    pub(crate) streams: Vec<Http2Stream>,
     pub(crate) logs: Vec<HopSide>,
     pub(crate) clock: ClockAnchor,
     pub(crate) window: (MonotonicNs, MonotonicNs),
     pub(crate) requests: Vec<TrueRequest>,
     /// Sockets of which an event was lost.
     pub(crate) lossy: HashSet<u64>,
+    /// What every socket truly did, by its cookie.
+    pub(crate) moved: BTreeMap<u64, Moved>,
+}
+
+/// How many bytes a socket had sent, could read and had read, from which instant on.
+#[derive(Debug, Default)]
+pub(crate) struct Moved {
+    pub(crate) sent: Vec<(u64, u64)>,
+    pub(crate) arrived: Vec<(u64, u64)>,
+    pub(crate) read: Vec<(u64, u64)>,
 }
 
 const US: u64 = 1_000;
@@ -108,6 +125,7 @@ struct Sock {
 struct Way {
     last_arrival: u64,
     last_read: u64,
+    bytes: u64,
 }
 
 struct Conn {
@@ -150,6 +168,9 @@ struct Builder {
     inbound: [Vec<usize>; 2],
     logs: Vec<(u64, HopSide)>,
     requests: Vec<TrueRequest>,
+    /// The request that is made now has bodies with pauses; its server's and its client's application read slowly.
+    pausing: bool,
+    slow: [bool; 2],
 }
 
 fn crossing(seen: &[Seen]) -> TrueCrossing {
@@ -244,9 +265,12 @@ impl Builder {
         let way = usize::from(back);
         let (from, to) = (self.conns[conn].socks + way, self.conns[conn].socks + 1 - way);
         let latency = self.conns[conn].latency;
-        let Way { mut last_arrival, mut last_read } = self.conns[conn].ways[way];
+        let Way { mut last_arrival, mut last_read, mut bytes } = self.conns[conn].ways[way];
+        let at_application = self.socks[to].local.port() == 9080 || self.socks[to].remote == vip(self.conns[conn].to);
+        let slow = at_application && self.slow[way];
         let mut seen = Vec::new();
         for chunk in chunks {
+            bytes += u64::from(chunk.len);
             self.socks[from].events.push((chunk.at, Raw::Send { len: chunk.len, prefix: chunk.prefix.clone() }));
             let parts = if chunk.len > 100 && self.chance(1_500) {
                 let first = self.rng.random_range(1..chunk.len);
@@ -263,6 +287,9 @@ impl Builder {
                 self.socks[to].events.push((ready, Raw::Arrive { len }));
                 if ready >= last_read {
                     last_read = ready + self.delay(4 * US, 40 * US);
+                    if slow {
+                        last_read += self.between(500 * US, 8_000 * US);
+                    }
                     self.socks[to].events.push((last_read, Raw::Read));
                 }
                 whole = (ready, last_read);
@@ -273,7 +300,7 @@ impl Builder {
             let head = head.unwrap_or(whole);
             seen.push(Seen { send: chunk.at, head_ready: head.0, head_recv: head.1, ready: whole.0, recv: whole.1 });
         }
-        self.conns[conn].ways[way] = Way { last_arrival, last_read };
+        self.conns[conn].ways[way] = Way { last_arrival, last_read, bytes };
         seen
     }
 
@@ -295,6 +322,21 @@ impl Builder {
         list
     }
 
+    /// How many parts a message has, of which `several` of 10,000 have more than one.
+    fn parts(&mut self, several: u32) -> usize {
+        match (self.pausing, self.chance(several)) {
+            (true, _) => self.rng.random_range(2..40),
+            (false, true) => self.rng.random_range(2..5),
+            (false, false) => 1,
+        }
+    }
+
+    /// Where a connection's next byte of a direction lies, twice.
+    fn position(&self, conn: usize, way: usize) -> (u64, u64) {
+        let bytes = self.conns[conn].ways[way].bytes;
+        (bytes, bytes)
+    }
+
     fn request_chunks(&mut self, n: usize, at: u64, parts: usize) -> Vec<Chunk> {
         let method = if parts > 1 { "POST" } else { "GET" };
         let head = format!("{method} /r{n} HTTP/1.1\r\nhost: x\r\n\r\n").into_bytes();
@@ -312,6 +354,9 @@ impl Builder {
         let mut list = vec![Chunk { at, len: length + body, prefix: head, head: length }];
         for _ in 1..parts {
             at += self.delay(3 * US, 200 * US);
+            if self.pausing && self.chance(2_000) {
+                at += self.between(1_000 * US, 20_000 * US);
+            }
             // A body that looks like a response's head, and one like nothing.
             let prefix = if self.chance(500) { b"HTTP/1.1 200 OK\r\n\r\n".to_vec() } else { b"body".to_vec() };
             let len = self.rng.random_range(30..9_000);
@@ -408,6 +453,7 @@ impl Builder {
             response_body_bytes: 0,
             tls_sni_hostname: None,
             downstream_tls: false,
+            details: HopDetails::default(),
         }
     }
 
@@ -432,11 +478,15 @@ impl Builder {
         let server_tx = usable + self.between(500, 3_000);
         let not_before = server_tx + self.between(2 * US, 20 * US);
         let inner = self.forward(request, &at_s4, not_before, false);
+        let mut bytes = [self.position(s5, 0); 2];
         let at_s6 = self.cross(s5, false, &inner);
+        bytes[0].1 = self.position(s5, 0).0;
+        bytes[1] = self.position(s5, 1);
         let begun = at_s6[at_s6.len() - 1].recv + self.delay(20 * US, 700 * US);
-        let parts = if self.chance(3_000) { self.rng.random_range(2..5) } else { 1 };
+        let parts = self.parts(3_000);
         let answer = self.response_chunks(status, begun, parts);
         let at_s5 = self.cross(s5, true, &answer);
+        bytes[1].1 = self.position(s5, 1).0;
         let server_rx = at_s5[0].head_recv + self.between(1_000, 4_000);
         let back = self.forward(&answer, &at_s5, server_rx + 5 * US, self.config.tls);
         let at_s3 = self.cross(s3, true, &back);
@@ -467,6 +517,7 @@ impl Builder {
             sockets: [s3_socks, s3_socks + 1, s5_socks, s5_socks + 1].map(|s| s as u64 + 1),
             request: [crossing(&at_s4), crossing(&at_s6)],
             response: [crossing(&at_s3), crossing(&at_s5)],
+            bytes,
             server_log_lost,
             connected,
         };
@@ -491,7 +542,10 @@ impl Builder {
     fn request(&mut self, s1: usize, at: u64) -> u64 {
         let n = self.requests.len();
         let server = self.conns[s1].to;
-        let parts = if self.chance(2_500) { self.rng.random_range(2..5) } else { 1 };
+        self.pausing = self.config.bodies > 0 && self.chance(self.config.bodies);
+        self.slow = [self.pausing && self.chance(5_000), self.pausing && self.chance(5_000)];
+        let parts = self.parts(2_500);
+        let mut bytes = [self.position(s1, 0); 2];
         let mut chunks = self.request_chunks(n, at, parts);
         let mut seen = self.cross(s1, false, &chunks[..1]);
         let start = seen[0].head_recv + self.between(500, 5_000);
@@ -534,7 +588,10 @@ impl Builder {
             log.upstream_remote_address = Some(UpstreamRemoteAddr(upstream_remote));
             (self.forward(&relayed, &at_s3, rx + 3 * US, false), status)
         };
+        bytes[0].1 = self.position(s1, 0).0;
+        bytes[1] = self.position(s1, 1);
         let answered = self.cross(s1, true, &back);
+        bytes[1].1 = self.position(s1, 1).0;
         let ended = back[back.len() - 1].at;
         log.timings.time_to_first_downstream_tx_byte = since(back[0].at - US);
         log.timings.time_to_last_downstream_tx_byte = since(ended);
@@ -548,6 +605,7 @@ impl Builder {
             sockets: [s1_socks as u64 + 1, s1_socks as u64 + 2],
             request: crossing(&seen),
             response: crossing(&answered),
+            bytes,
             attempts,
             client_log_lost,
         });
@@ -575,6 +633,8 @@ pub(crate) fn record(config: &Config) -> World {
         inbound: [Vec::new(), Vec::new()],
         logs: Vec::new(),
         requests: Vec::new(),
+        pausing: false,
+        slow: [false; 2],
     };
     let mut clients: Vec<(u64, Option<usize>)> =
         (0..config.clients).map(|i| (1_000_000_000 + i as u64, None)).collect();
@@ -609,6 +669,7 @@ fn finish(mut b: Builder) -> World {
     let latest = b.socks.iter().flat_map(|s| s.events.iter().map(|e| e.0)).max().unwrap_or(0);
     let to = if b.config.window.1 >= 100 { latest + 5_000_000 } else { at(b.config.window.1) };
     let mut lossy = HashSet::new();
+    let mut moved: BTreeMap<u64, Moved> = BTreeMap::new();
     let mut delivered: Vec<Delivered> = Vec::new();
     let loss = b.config.loss;
     let mut rng = StdRng::seed_from_u64(b.config.seed ^ 0x5eed);
@@ -617,6 +678,26 @@ fn finish(mut b: Builder) -> World {
         let (mut written, mut arrived, mut read) = (sock.isn, sock.peer_isn, sock.peer_isn);
         let mut counter = 0;
         let mut told = false;
+        let mut all = Moved::default();
+        let mut sums = [0u64; 3];
+        for (at, raw) in &sock.events {
+            match raw {
+                Raw::Send { len, .. } => {
+                    sums[0] += u64::from(*len);
+                    all.sent.push((*at, sums[0]));
+                }
+                Raw::Arrive { len } => {
+                    sums[1] += u64::from(*len);
+                    all.arrived.push((*at, sums[1]));
+                }
+                Raw::Read => {
+                    sums[2] = sums[1];
+                    all.read.push((*at, sums[2]));
+                }
+                Raw::State(..) => {}
+            }
+        }
+        moved.insert(i as u64 + 1, all);
         for (at, raw) in &sock.events {
             let kind = match raw {
                 Raw::Send { len, prefix } => {
@@ -656,7 +737,7 @@ fn finish(mut b: Builder) -> World {
         }
     }
     delivered.sort_by_key(|e| (e.0, e.1, e.2));
-    let (sockets, messages) = assemble(&delivered, to);
+    let (sockets, messages, streams) = assemble(&delivered, to);
     let mut samples = Vec::new();
     for second in 0..=(to / 1_000_000_000 + 1) {
         let monotonic = second * 1_000_000_000;
@@ -671,11 +752,13 @@ fn finish(mut b: Builder) -> World {
     World {
         sockets,
         messages,
+        streams,
         logs,
         clock: ClockAnchor::new(samples),
         window: (MonotonicNs(from), MonotonicNs(to)),
         requests: b.requests,
         lossy,
+        moved,
     }
 }
 
@@ -690,7 +773,7 @@ enum Owned {
     State { old: TcpState, new: TcpState, write_seq: SeqNo },
 }
 
-fn assemble(events: &[Delivered], end: u64) -> (Vec<Socket>, Vec<Message>) {
+fn assemble(events: &[Delivered], end: u64) -> (Vec<Socket>, Vec<Message>, Vec<Http2Stream>) {
     let mut assembler = Assembler::new(Limits::default());
     let mut sink = Collected::default();
     let mut tick = 0;
@@ -699,8 +782,15 @@ fn assemble(events: &[Delivered], end: u64) -> (Vec<Socket>, Vec<Message>) {
             tick = if tick == 0 { *at } else { tick + 20_000_000 };
             assembler.tick(MonotonicNs(tick), &mut sink);
         }
-        let event =
-            |kind| RawEvent { socket: *socket, counter: *counter, at: MonotonicNs(*at), tgid: *tgid, srtt: None, kind };
+        let event = |kind| RawEvent {
+            socket: *socket,
+            counter: *counter,
+            at: MonotonicNs(*at),
+            tgid: *tgid,
+            srtt: None,
+            extra: Extra::default(),
+            kind,
+        };
         if let Some(identity) = announce {
             assembler.push(&event(RawKind::Announce(*identity)), &mut sink);
         }
@@ -722,5 +812,5 @@ fn assemble(events: &[Delivered], end: u64) -> (Vec<Socket>, Vec<Message>) {
     for socket in sink.sockets {
         sockets.insert(socket.cookie, socket);
     }
-    (sockets.into_values().collect(), sink.messages)
+    (sockets.into_values().collect(), sink.messages, sink.streams)
 }

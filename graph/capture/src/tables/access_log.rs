@@ -1,5 +1,6 @@
 //! `access_logs`: Envoy's entries, with Envoy's field names.
 
+use super::log_details::{self, Details};
 use super::{Decoded, Row, decode_rows};
 use crate::column::{
     Column, flag, i64, named, opt_i64, opt_ip, opt_named, opt_text, opt_u16, opt_u32, text, texts, u64,
@@ -46,7 +47,7 @@ impl Row for HopSide {
             opt_named("side", |h: &Self| h.side).doc("The hop's side on which the proxy stands: `client` or `server`; null where neither the cluster's name nor the peer tells."),
             named("protocol", |h: &Self| h.protocol).doc("`http`, `http/1.0`, `http/1.1`, `http/2`, `http/3` or `tcp`."),
             named("access_log_type", |h: &Self| h.access_log_type)
-                .doc("`not_set`, `downstream_end`, `tcp_connection_end` (these three end a request), `upstream_end` or `other`."),
+                .doc("Envoy's type of entry. `not_set`, `downstream_end` and `tcp_connection_end` stand for a request or connection that ended; `upstream_end` for one attempt; the others (`tcp_periodic`, `downstream_start` …) for what was not over."),
             i64("start_time_ns", |h: &Self| h.start_time.0)
                 .unit("ns since 1970, wall clock")
                 .delta()
@@ -111,6 +112,7 @@ impl Row for HopSide {
                 .doc("SNI of the downstream TLS connection."),
             flag("downstream_tls", |h: &Self| h.downstream_tls).doc("True if the downstream connection was TLS."),
         ]);
+        columns.extend(log_details::columns());
         columns
     }
 
@@ -149,6 +151,7 @@ impl Row for HopSide {
         let response_body_bytes = view.number::<UInt64Type>("response_body_bytes")?;
         let tls_sni_hostname = view.text("tls_sni_hostname")?;
         let downstream_tls = view.flag("downstream_tls")?;
+        let details = Details::of(view)?;
         // Ids are unique to a request or two: interning them would only fill the interner.
         let shared = |text: Option<&str>| text.map(|t| strings.get(t));
         Ok(decode_rows(view, |i| {
@@ -193,6 +196,7 @@ impl Row for HopSide {
                 response_body_bytes: response_body_bytes.get(i)?,
                 tls_sni_hostname: shared(tls_sni_hostname.opt(i)),
                 downstream_tls: downstream_tls.get(i)?,
+                details: details.as_ref().map(|d| d.get(i, strings)).transpose()?.unwrap_or_default(),
             })
         }))
     }

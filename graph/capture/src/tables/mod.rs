@@ -2,6 +2,8 @@
 
 mod access_log;
 mod event;
+mod http2_stream;
+mod log_details;
 mod message;
 mod process;
 mod proxy;
@@ -54,6 +56,7 @@ impl Table {
         match self {
             Self::Sockets => docs::<meshdiff_model::Socket>(),
             Self::Messages => docs::<meshdiff_model::Message>(),
+            Self::Http2Streams => docs::<meshdiff_model::Http2Stream>(),
             Self::AccessLogs => docs::<meshdiff_model::HopSide>(),
             Self::Proxies => docs::<meshdiff_model::Proxy>(),
             Self::Processes => docs::<meshdiff_model::Process>(),

@@ -128,6 +128,7 @@ pub(crate) fn access_log(i: u64) -> HopSide {
         response_body_bytes: 400 + noise(i) % 100,
         tls_sni_hostname: (!client).then(|| "outbound_.9080_._.reviews.default.svc.cluster.local".into()),
         downstream_tls: !client,
+        details: HopDetails::default(),
     }
 }
 
