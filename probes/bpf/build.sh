@@ -8,9 +8,12 @@ clang=${CLANG:-clang}
 strip=${LLVM_STRIP:-llvm-strip}
 # asm/types.h is where the distribution keeps it; the machine's own architecture does not matter to the object.
 include=/usr/include/$(uname -m)-linux-gnu
+# Every object is made of all of them: one of the sources includes another.
+LC_ALL=C
+export LC_ALL
+sha256=$(cat *.h *.bpf.c | sha256sum | cut -d' ' -f1)
 for source in *.bpf.c; do
 	object=$out/${source%.c}.o
-	sha256=$(cat record.h "$source" | sha256sum | cut -d' ' -f1)
 	"$clang" -g -O2 -target bpfel -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter \
 		-fdebug-compilation-dir=. -fdebug-prefix-map="$PWD"=. \
 		-isystem "$include" "-DSOURCE_SHA256=\"$sha256\"" \

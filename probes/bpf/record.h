@@ -20,6 +20,7 @@
 // include/net/tcp_states.h; kernel ABI by way of the inet_sock_set_state tracepoint.
 #define TCP_ESTABLISHED 1
 #define TCP_SYN_SENT 2
+#define TCP_SYN_RECV 3
 #define TCP_FIN_WAIT1 4
 #define TCP_CLOSE 7
 #define TCP_CLOSE_WAIT 8
@@ -67,8 +68,17 @@ struct sock_common {
 struct sock {
 	struct sock_common __sk_common;
 	__u16 sk_protocol;
+	int sk_err;
+};
+struct inet_sock {
+	__be16 inet_sport;
+};
+struct inet_connection_sock {
+	struct inet_sock icsk_inet;
 };
 struct tcp_sock {
+	struct inet_connection_sock inet_conn;
+	__u32 snd_nxt;
 	__u32 copied_seq;
 	__u32 write_seq;
 	__u32 rcv_nxt;
@@ -123,9 +133,19 @@ enum kind {
 	KIND_SEND = 2,	   // seq: write_seq, aux: bytes asked for
 	KIND_READY = 3,	   // seq: rcv_nxt, aux: copied_seq
 	KIND_RECV = 4,	   // seq: copied_seq, aux: bytes read
-	KIND_STATE = 5,	   // seq: write_seq, aux: old state << 8 | new state
+	KIND_STATE = 5,	   // seq: write_seq, aux: sk_err << 16 | old state << 8 | new state
+	KIND_HELD = 6,	   // seq: snd_nxt at a write's end, aux: bytes behind it that have not left
+	KIND_RETRANSMIT = 7, // seq: the segment's first, aux: its length
+	KIND_RESET = 8,	   // a reset was sent, or received (FLAG_RECEIVED)
+	KIND_DROP = 9,	   // aux: the kernel's reason
 };
 #define FLAG_FIN 1 // seq is one more than the data's end: the FIN's number is in it
+#define FLAG_FRAMES 2 // of a send: what follows are chunks of HTTP/2 frames (frames.h), not the payload's beginning
+#define FLAG_START 4 // frames are looked for from this send on: what came before was not followed
+#define FLAG_PREFACE 8 // the send begins with the HTTP/2 client preface
+#define FLAG_CUT 16 // frames could not be followed to the send's end, and are not from there on
+#define FLAG_TLS 32 // of a send: what follows is the plaintext of what is sent, which begins here; or, without payload, it goes on
+#define FLAG_RECEIVED 32
 
 struct record {
 	__u64 cookie;
@@ -134,10 +154,12 @@ struct record {
 	__u8 kind;
 	__u8 flags;
 	__u16 prefix_len; // bytes of the payload that follow
-	__u32 tgid;	 // in whose context; 0 for ready and state, which run in anybody's
+	__u32 tgid;	 // in whose context, of sends, reads and connects; 0 for what runs in anybody's
 	__u32 seq;
 	__u32 aux;
 	__u32 srtt_us;	 // as the kernel keeps it: shifted left by 3
+	__u32 write_ns;	 // how long the last write took, told once, with the record after its end; see span()
+	__u32 read_ns;	 // of a read, how long it took; see span()
 };
 
 struct announcement {
@@ -154,6 +176,13 @@ struct announcement {
 // What is remembered of a socket. Members that run under different locks are apart, so that none is lost.
 struct socket_state {
 	__u64 cookie;
+	__u64 send_at;	 // when the write that runs began, and in which thread; 0 if none runs
+	__u64 recv_at;	 // when the read that runs began, and in which thread; 0 if that is not known
+	__u32 send_tid;
+	__u32 recv_tid;
+	__u32 wrote;	 // how long the last write took, until it is told
+	__u32 held_next; // snd_nxt and write_seq when bytes were held back last
+	__u32 held_end;
 	__u32 counter;
 	__u32 generation; // of the watched set in which `watched` was decided
 	__u32 send_start; // of the last send call
@@ -166,8 +195,16 @@ struct socket_state {
 	__u8 has_ready;
 	__u8 turned; // the next send is the first after bytes came in
 	__u8 tls;    // the last prefix was a TLS record: a large prefix tells nothing more
-	__u8 unused[2];
+	__u8 speaks; // SPEAKS_*
+	__u8 h2_got; // HTTP/2, of what is sent: bytes known of the frame header that is cut off at h2_at,
+	__u32 h2_at; // up to which frames were followed,
+	__u32 h2_skip; // payload bytes to come until the next header,
+	__u16 h2_rest; // of which so many more are kept first
+	__u8 h2_part[10];
 };
+#define SPEAKS_UNKNOWN 0
+#define SPEAKS_TEXT 1 // HTTP/1 or another protocol that begins with a word: its bodies are not taken for frames
+#define SPEAKS_HTTP2 2
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -217,6 +254,15 @@ static __always_inline void count(__u32 slot)
 		__sync_fetch_and_add(value, 1);
 }
 
+// A time in 32 bits: in ns, or in 1,024 ns with the highest bit. Never 0, which says that it is not known.
+static __always_inline __u32 span(__u64 ns)
+{
+	if (ns < 1u << 31)
+		return ns ? ns : 1;
+	ns >>= 10;
+	return 1u << 31 | (ns < 1u << 31 ? (__u32)ns : (1u << 31) - 1);
+}
+
 static __always_inline void fill(struct record *r, struct socket_state *st, __u64 at, __u32 counter, __u8 kind)
 {
 	r->cookie = st->cookie;
@@ -225,6 +271,11 @@ static __always_inline void fill(struct record *r, struct socket_state *st, __u6
 	r->kind = kind;
 	r->flags = 0;
 	r->prefix_len = 0;
+	r->write_ns = 0;
+	r->read_ns = 0;
+	// An exchange: two processors may come here at once.
+	if (kind != KIND_ANNOUNCE && st->wrote)
+		r->write_ns = __sync_lock_test_and_set(&st->wrote, 0);
 }
 
 #endif

@@ -1,14 +1,16 @@
 //! What the probes add to one exchange (a request and its response over a loopback connection: two sends, two readies, two
 //! reads), measured in one thread: `cargo run -p meshdiff-probes --example overhead [ROUNDS]`, as root, on a quiet machine.
 //!
-//! Rounds are interleaved: without probes, without probes once more (the control), with probes that watch this namespace, and with
-//! probes that watch another. Medians of the rounds are compared; the two without probes tell how much a difference means.
+//! Rounds are interleaved: without probes, without probes once more (the control), with probes that watch this namespace, with
+//! probes that watch another, and, where bpftrace is installed, with a script that notes the same instants by the kernel's
+//! tracepoints. Medians of the rounds are compared; the two without probes tell how much a difference means.
 
 use meshdiff_model::NetnsId;
 use meshdiff_probes::{Assembler, Collected, Limits, ProbeConfig, Probes};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const EXCHANGES: u32 = 5_000;
@@ -28,6 +30,56 @@ fn round(client: &mut TcpStream, server: &mut TcpStream) -> std::io::Result<f64>
     Ok(began.elapsed().as_nanos() as f64 / f64::from(EXCHANGES))
 }
 
+/// A running bpftrace that prints what happened on which socket when, for this process, into a file.
+struct Bpftrace {
+    child: Child,
+    /// Removed when the run is over.
+    output: tempfile::TempPath,
+}
+
+impl Bpftrace {
+    fn is_there() -> bool {
+        Command::new("bpftrace").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    }
+
+    fn start() -> Result<Self, Box<dyn std::error::Error>> {
+        let output = tempfile::NamedTempFile::new()?.into_temp_path();
+        // The send's instant is its return's: the tracepoint in its loop does not tell the socket to classic tracepoints.
+        let program = format!(
+            r#"BEGIN {{ printf("ready\n"); }}
+            tracepoint:sock:sock_send_length /pid == {pid}/ {{ printf("S %llx %d %llu\n", (uint64)args->sk, args->ret, nsecs); }}
+            tracepoint:sock:sk_data_ready /pid == {pid}/ {{ printf("D %llx %llu\n", (uint64)args->skaddr, nsecs); }}
+            tracepoint:sock:sock_recv_length /pid == {pid} && args->ret > 0/
+            {{ printf("R %llx %d %llu\n", (uint64)args->sk, args->ret, nsecs); }}"#,
+            pid = std::process::id()
+        );
+        let child = Command::new("bpftrace")
+            .args(["-B", "line", "-o"])
+            .arg(&output)
+            .args(["-e", &program])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let running = Self { child, output };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(&running.output)?.contains("ready") {
+            if Instant::now() > deadline {
+                return Err("bpftrace did not begin within 20 s".into());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(running)
+    }
+}
+
+impl Drop for Bpftrace {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _: std::io::Result<()> = self.child.kill();
+        let _: std::io::Result<_> = self.child.wait();
+    }
+}
+
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -43,12 +95,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     server.set_nodelay(true)?;
     round(&mut client, &mut server)?;
 
-    let names = ["without probes", "without, again", "watched", "another watched"];
-    let mut times: [Vec<f64>; 4] = Default::default();
+    let mut names = vec!["without probes", "without, again", "watched", "another watched"];
+    if Bpftrace::is_there() {
+        names.push("bpftrace");
+    } else {
+        println!("bpftrace is not installed: not compared with it");
+    }
+    let mut times: Vec<Vec<f64>> = vec![Vec::new(); names.len()];
     let (mut records, mut assembly) = (0, Duration::ZERO);
     for n in 0..rounds {
-        for step in 0..4 {
-            let which = (step + n) % 4;
+        for step in 0..names.len() {
+            let which = (step + n) % names.len();
+            let _bpftrace = if which == 4 { Some(Bpftrace::start()?) } else { None };
             let mut probes = match which {
                 2 | 3 => {
                     let probes = Probes::load(&ProbeConfig { measure_cost: false, ..ProbeConfig::default() })?;

@@ -1,6 +1,6 @@
 //! Prints the messages of every network namespace as they are assembled: `cargo run -p meshdiff-probes --example watch [SECONDS]`.
 
-use meshdiff_model::{Message, MonotonicNs, Socket, SocketCookie};
+use meshdiff_model::{Http2Stream, Message, MonotonicNs, Socket, SocketCookie};
 use meshdiff_probes::{Assembler, Handler, Limits, ProbeConfig, Probes, RawEvent, Sink};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -34,6 +34,9 @@ impl Sink for Print {
     }
     fn socket(&mut self, socket: Socket) {
         self.sockets.insert(socket.cookie, socket);
+    }
+    fn http2(&mut self, stream: Http2Stream) {
+        println!("{} {stream:?}", stream.first.at.0);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Why the probes could not be used, in words that say what to do.
 
 use aya::maps::MapError;
-use meshdiff_model::ProbeTier;
+use meshdiff_model::{Metric, ProbeTier};
 use std::io;
 
 /// Why the probes could not be loaded, attached or asked.
@@ -41,6 +41,23 @@ pub enum ProbeError {
         /// The kernel's release.
         kernel: String,
     },
+    /// The kernel does not let programs read its memory, which kprobes have to.
+    #[error(
+        "this kernel ({kernel}) does not let probes read its memory by the helper that kprobes need{}",
+        .lockdown.as_ref().map_or(String::new(), |level| format!(" (kernel lockdown is at {level})"))
+    )]
+    MemoryForbidden {
+        /// The kernel's release.
+        kernel: String,
+        /// The level of kernel lockdown; `None` if it is not to be seen.
+        lockdown: Option<String>,
+    },
+    /// There are no kprobes for the processor.
+    #[error("there are no kprobe probes for processors of the kind {architecture}, only for x86_64 and aarch64")]
+    Architecture {
+        /// The machine's.
+        architecture: &'static str,
+    },
     /// No kind of probes works.
     #[error(
         "no kind of kernel probe works on this machine ({}); `meshdiff check` says what to do about it, and --no-probes records \
@@ -51,15 +68,23 @@ pub enum ProbeError {
         refused: Vec<(ProbeTier, ProbeError)>,
     },
     /// There are no programs for this tier.
-    #[error("there are no {} probes", .tier.as_str())]
+    #[error("there are no probes of the kind {}", .tier.as_str())]
     NoSuchTier {
+        /// The tier.
+        tier: ProbeTier,
+    },
+    /// There is no program that measures this in the tier.
+    #[error("{} are not measured by {} probes", .metric.as_str(), .tier.as_str())]
+    NotInTier {
+        /// What is not measured.
+        metric: Metric,
         /// The tier.
         tier: ProbeTier,
     },
     /// The kernel's verifier or a security module refused a program.
     #[error("the kernel refused the probe {program}: {errno}{}", hint(.errno, .log))]
     ProgramRefused {
-        /// The program's name in `bpf/socket.bpf.c`.
+        /// The program's name in `bpf/`.
         program: &'static str,
         /// The error of `BPF_PROG_LOAD`.
         errno: io::Error,
@@ -69,12 +94,20 @@ pub enum ProbeError {
     /// The kernel accepted a program but would not attach it.
     #[error("the kernel would not attach the probe {program} to {target}: {source}")]
     AttachRefused {
-        /// The program's name in `bpf/socket.bpf.c`.
+        /// The program's name in `bpf/`.
         program: &'static str,
         /// The tracepoint or function.
         target: &'static str,
         /// What the kernel said.
         source: aya::programs::ProgramError,
+    },
+    /// The kernel would not place a kprobe.
+    #[error("the kernel would not place a kprobe on {function}: {reason}")]
+    KprobeRefused {
+        /// The function.
+        function: &'static str,
+        /// What the loader said, with its causes.
+        reason: String,
     },
     /// A map could not be made.
     #[error(
@@ -82,7 +115,7 @@ pub enum ProbeError {
          the memory limit of the process (RLIMIT_MEMLOCK before Linux 5.11, the control group's limit since)"
     )]
     MapRefused {
-        /// The map's name in `bpf/socket.bpf.c`.
+        /// The map's name in `bpf/`.
         map: String,
         /// The error of `BPF_MAP_CREATE`.
         errno: io::Error,
@@ -108,7 +141,7 @@ pub enum ProbeError {
     /// A map of the loaded probes could not be read or written.
     #[error("the probes' map {map} could not be used: {source}")]
     Map {
-        /// The map's name in `bpf/socket.bpf.c`.
+        /// The map's name in `bpf/`.
         map: &'static str,
         /// What went wrong.
         source: MapError,
@@ -124,7 +157,10 @@ impl ProbeError {
                 | Self::FunctionMissing { .. }
                 | Self::ProgramRefused { .. }
                 | Self::AttachRefused { .. }
+                | Self::KprobeRefused { .. }
                 | Self::NoSuchTier { .. }
+                | Self::MemoryForbidden { .. }
+                | Self::Architecture { .. }
                 | Self::DoesNotFit { .. }
         )
     }
@@ -156,8 +192,16 @@ impl ProbeError {
             Self::AttachRefused { .. } => {
                 "use a kernel that is built with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y (arm64: Linux 6.4 or later)"
             }
+            Self::MemoryForbidden { .. } => {
+                "boot with lockdown=integrity or without lockdown, or rely on another kind: those do without the helper"
+            }
+            Self::Architecture { .. } => "rely on another kind",
+            Self::KprobeRefused { .. } => {
+                "use a kernel that is built with CONFIG_KPROBES=y and CONFIG_BPF_EVENTS=y; nothing need be done while another kind works"
+            }
             Self::MapRefused { .. } => "ask for a smaller ring buffer (--ring-size), or raise the memory limit",
             Self::BadRingSize { .. } => "ask for a power of two",
+            Self::NotInTier { .. } => "use a kernel that allows another kind of probes",
             Self::NoSuchTier { .. } => "choose another kind",
             Self::NoTier { .. } => "do what is said for one of the kinds, or record without probes (--no-probes)",
             Self::ProgramRefused { .. } | Self::DoesNotFit { .. } | Self::Map { .. } => {
@@ -168,14 +212,19 @@ impl ProbeError {
 
     /// A refusal that is none of the expected ones, with all its causes.
     pub(crate) fn does_not_fit(error: &dyn std::error::Error) -> Self {
-        let mut reason = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            reason = format!("{reason}: {cause}");
-            source = cause.source();
-        }
-        Self::DoesNotFit { kernel: kernel_release(), reason }
+        Self::DoesNotFit { kernel: kernel_release(), reason: with_causes(error) }
     }
+}
+
+/// An error and all its causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        reason = format!("{reason}: {cause}");
+        source = cause.source();
+    }
+    reason
 }
 
 fn listed(refused: &[(ProbeTier, ProbeError)]) -> String {

@@ -4,17 +4,26 @@
 //! a bounds check, so that a record of the wrong length is an error and not a wrong number.
 
 use meshdiff_model::{
-    DurationNs, LocalAddr, MonotonicNs, NetnsId, PeerAddr, SeqNo, SocketCookie, SocketEvent, SocketEventKind, TcpState,
-    Tgid,
+    DurationNs, Errno, LocalAddr, MonotonicNs, NetnsId, PeerAddr, SeqNo, SocketCookie, SocketEvent, SocketEventKind,
+    TcpState, Tgid,
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Length of `struct record`.
-const HEAD: usize = 40;
+const HEAD: usize = 48;
 /// Length of `struct announcement`.
 const ANNOUNCEMENT: usize = HEAD + 48;
 /// `FLAG_FIN` of the C file.
 const FLAG_FIN: u8 = 1;
+/// `FLAG_FRAMES` and what goes with it.
+const FLAG_FRAMES: u8 = 2;
+const FLAG_START: u8 = 4;
+const FLAG_PREFACE: u8 = 8;
+const FLAG_CUT: u8 = 16;
+/// `FLAG_RECEIVED` of the C file.
+const FLAG_RECEIVED: u8 = 32;
+/// `FLAG_TLS`.
+const FLAG_TLS: u8 = 32;
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 
@@ -32,8 +41,22 @@ pub struct RawEvent<'a> {
     pub tgid: Tgid,
     /// Smoothed round-trip time; `None` if the kernel has no sample yet.
     pub srtt: Option<DurationNs>,
+    /// What the record tells besides.
+    pub extra: Extra,
     /// What happened.
     pub kind: RawKind<'a>,
+}
+
+/// What a record tells besides what happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// How long the last write call took that ended before this record; told once. `None` if there is nothing to tell, or it was not
+    /// measured.
+    pub write_took: Option<DurationNs>,
+    /// Of [`RawKind::Recv`]: how long the call took; `None` if its beginning was not seen.
+    pub read_took: Option<DurationNs>,
+    /// Of [`RawKind::State`]: the socket's error (`sk_err`), if it had one.
+    pub error: Option<Errno>,
 }
 
 /// What a record says.
@@ -50,6 +73,24 @@ pub enum RawKind<'a> {
         len: u32,
         /// The first of them, at most 512; empty where they could not be read.
         prefix: &'a [u8],
+    },
+    /// Bytes were handed to TCP that the application had encrypted with a libssl whose calls are followed.
+    SendPlaintext {
+        /// Number of the first byte (`write_seq`).
+        seq: SeqNo,
+        /// Bytes that the call asked to send, encrypted.
+        len: u32,
+        /// The first bytes of their plaintext, at most 512; empty where they go on with what an earlier send began.
+        prefix: &'a [u8],
+    },
+    /// Bytes were handed to TCP on a socket whose HTTP/2 frames the probe follows.
+    SendFrames {
+        /// Number of the first byte (`write_seq`).
+        seq: SeqNo,
+        /// Bytes that the call asked to send.
+        len: u32,
+        /// The frames in them.
+        frames: Frames<'a>,
     },
     /// Bytes became readable.
     Ready {
@@ -78,6 +119,78 @@ pub enum RawKind<'a> {
         /// Number after the last byte sent so far (`write_seq`); the FIN is not counted yet when it is about to be sent.
         write_seq: SeqNo,
     },
+    /// A write call ended, and TCP held back bytes that it had been given (Nagle, pacing, a full window).
+    Held {
+        /// Number of the first byte that has not left (`snd_nxt`).
+        next: SeqNo,
+        /// Bytes from there on (up to `write_seq`).
+        len: u32,
+    },
+    /// A segment was sent again.
+    Retransmit {
+        /// Number of its first byte.
+        seq: SeqNo,
+        /// Its length.
+        len: u32,
+    },
+    /// A reset (RST) was sent or received.
+    Reset {
+        /// Received, not sent.
+        received: bool,
+    },
+    /// The kernel dropped a packet from or to the socket.
+    Drop {
+        /// The kernel's number of its reason (`enum skb_drop_reason`).
+        reason: u32,
+    },
+}
+
+/// HTTP/2 frames in the bytes of one send: what the probe kept of them, which says nothing yet of whether they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Frames<'a> {
+    /// The send is the first that was followed: what the socket sent before was not.
+    pub start: bool,
+    /// The send begins with the client's preface (RFC 9113, section 3.4), which no chunk holds.
+    pub preface: bool,
+    /// Frames could not be followed to the send's end, nor are they behind it.
+    pub cut: bool,
+    /// [`Chunk`]s, as the probe wrote them.
+    pub bytes: &'a [u8],
+}
+
+/// A run of bytes that the probe kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk<'a> {
+    /// Of its first byte, from the send's first byte; below 0 if an earlier send held the beginning of the frame's header.
+    pub offset: i32,
+    /// It is more of the payload of the frame before, which an earlier send began; else it begins with a frame's header.
+    pub is_rest: bool,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Frames<'a> {
+    /// The chunks, in order. Ends early where they are not what a probe writes.
+    pub fn chunks(&self) -> impl Iterator<Item = Chunk<'a>> + use<'a> {
+        let mut left = self.bytes;
+        std::iter::from_fn(move || {
+            let offset = i32::from_ne_bytes(field(left, 0).ok()?);
+            let len = usize::from(u16_at(left, 4).ok()?);
+            let [kind] = field(left, 6).ok()?;
+            let bytes = left.get(8..8 + len)?;
+            left = &left[8 + len..];
+            Some(Chunk { offset, is_rest: kind == 1, bytes })
+        })
+    }
+
+    /// Appends a chunk as the probe writes it: for tests that play the probe's part.
+    pub fn write_chunk(to: &mut Vec<u8>, chunk: &Chunk<'_>) {
+        let len = u16::try_from(chunk.bytes.len()).unwrap_or(u16::MAX);
+        to.extend(chunk.offset.to_ne_bytes());
+        to.extend(len.to_ne_bytes());
+        to.extend([u8::from(chunk.is_rest), 0]);
+        to.extend(&chunk.bytes[..usize::from(len)]);
+    }
 }
 
 /// Who a socket is.
@@ -144,12 +257,26 @@ impl<'a> RawEvent<'a> {
             0 => None,
             eighths => Some(DurationNs(i64::from(eighths) * 125)),
         };
+        let extra = Extra {
+            write_took: span(u32_at(bytes, 40)?),
+            read_took: span(u32_at(bytes, 44)?),
+            // Errors are below 4,096 (MAX_ERRNO).
+            error: (kind == 5).then_some((aux >> 16) as u16).filter(|errno| *errno != 0).map(Errno),
+        };
         let kind = match kind {
             1 => RawKind::Announce(identity(bytes)?),
             2 => {
                 let end = HEAD + usize::from(u16_at(bytes, 22)?);
                 let prefix = bytes.get(HEAD..end).ok_or(DecodeError::Short { length: bytes.len() })?;
-                RawKind::Send { seq, len: aux, prefix }
+                if flags & FLAG_TLS != 0 {
+                    RawKind::SendPlaintext { seq, len: aux, prefix }
+                } else if flags & FLAG_FRAMES == 0 {
+                    RawKind::Send { seq, len: aux, prefix }
+                } else {
+                    let has = |flag| flags & flag != 0;
+                    let (start, preface, cut) = (has(FLAG_START), has(FLAG_PREFACE), has(FLAG_CUT));
+                    RawKind::SendFrames { seq, len: aux, frames: Frames { start, preface, cut, bytes: prefix } }
+                }
             }
             3 => RawKind::Ready { rcv_nxt: seq, copied_seq: SeqNo(aux), fin },
             4 => RawKind::Recv { copied_seq: seq, len: aux, fin },
@@ -157,6 +284,10 @@ impl<'a> RawEvent<'a> {
                 let state = |n: u32| TcpState::from_kernel((n & 0xff) as u8).ok_or(DecodeError::BadValue(kind));
                 RawKind::State { old: state(aux >> 8)?, new: state(aux)?, write_seq: seq }
             }
+            6 => RawKind::Held { next: seq, len: aux },
+            7 => RawKind::Retransmit { seq, len: aux },
+            8 => RawKind::Reset { received: flags & FLAG_RECEIVED != 0 },
+            9 => RawKind::Drop { reason: aux },
             other => return Err(DecodeError::UnknownKind(other)),
         };
         Ok(Self {
@@ -165,6 +296,7 @@ impl<'a> RawEvent<'a> {
             counter: u32_at(bytes, 16)?,
             tgid: Tgid(u32_at(bytes, 24)?),
             srtt,
+            extra,
             kind,
         })
     }
@@ -174,12 +306,28 @@ impl<'a> RawEvent<'a> {
     pub fn to_socket_event(&self) -> Option<SocketEvent> {
         let kind = match self.kind {
             RawKind::Announce(_) => return None,
-            RawKind::Send { seq, len, .. } => SocketEventKind::Send { seq, len },
+            RawKind::Send { seq, len, .. }
+            | RawKind::SendPlaintext { seq, len, .. }
+            | RawKind::SendFrames { seq, len, .. } => SocketEventKind::Send { seq, len },
             RawKind::Ready { rcv_nxt, copied_seq, .. } => SocketEventKind::Ready { rcv_nxt, copied_seq },
             RawKind::Recv { copied_seq, len, .. } => SocketEventKind::Recv { copied_seq, len },
             RawKind::State { old, new, .. } => SocketEventKind::State { old, new },
+            RawKind::Held { next, len } => SocketEventKind::Held { next, len },
+            RawKind::Retransmit { seq, len } => SocketEventKind::Retransmit { seq, len },
+            RawKind::Reset { received } => SocketEventKind::Reset { received },
+            RawKind::Drop { reason } => SocketEventKind::Drop { reason },
         };
         Some(SocketEvent { socket: self.socket, counter: self.counter, at: self.at, tgid: self.tgid, kind })
+    }
+}
+
+/// A time as the C file's `span` writes it.
+fn span(coded: u32) -> Option<DurationNs> {
+    const LONG: u32 = 1 << 31;
+    match coded {
+        0 => None,
+        ns if ns < LONG => Some(DurationNs(i64::from(ns))),
+        long => Some(DurationNs(i64::from(long & !LONG) << 10)),
     }
 }
 
@@ -187,7 +335,7 @@ fn identity(bytes: &[u8]) -> Result<Identity, DecodeError> {
     if bytes.len() < ANNOUNCEMENT {
         return Err(DecodeError::Short { length: bytes.len() });
     }
-    let family = u16_at(bytes, 44)?;
+    let family = u16_at(bytes, HEAD + 4)?;
     let ip = |at: usize| -> Result<IpAddr, DecodeError> {
         match family {
             AF_INET => Ok(IpAddr::V4(Ipv4Addr::from(field::<4>(bytes, at)?))),
@@ -196,9 +344,9 @@ fn identity(bytes: &[u8]) -> Result<Identity, DecodeError> {
         }
     };
     Ok(Identity {
-        netns: NetnsId(u32_at(bytes, 40)?),
-        local: LocalAddr::normalised(SocketAddr::new(ip(56)?, u16_at(bytes, 46)?)),
-        remote: PeerAddr::normalised(SocketAddr::new(ip(72)?, u16_at(bytes, 48)?)),
+        netns: NetnsId(u32_at(bytes, HEAD)?),
+        local: LocalAddr::normalised(SocketAddr::new(ip(HEAD + 16)?, u16_at(bytes, HEAD + 6)?)),
+        remote: PeerAddr::normalised(SocketAddr::new(ip(HEAD + 32)?, u16_at(bytes, HEAD + 8)?)),
     })
 }
 
@@ -218,6 +366,7 @@ mod tests {
         r.extend(seq.to_ne_bytes());
         r.extend(aux.to_ne_bytes());
         r.extend((8u32 * 5).to_ne_bytes());
+        r.extend([0; 8]);
         r
     }
 
@@ -229,7 +378,7 @@ mod tests {
         assert_eq!(event.kind, RawKind::Send { seq: SeqNo(9), len: 100, prefix: b"GET" });
         assert_eq!((event.socket, event.counter, event.tgid), (SocketCookie(7), 3, Tgid(42)));
         assert_eq!(event.srtt, Some(DurationNs::from_micros(5)));
-        assert_eq!(RawEvent::decode(&bytes[..42]), Err(DecodeError::Short { length: 42 }));
+        assert_eq!(RawEvent::decode(&bytes[..50]), Err(DecodeError::Short { length: 50 }));
     }
 
     #[test]
@@ -243,6 +392,27 @@ mod tests {
         assert_eq!(kind, expected);
         assert_eq!(RawEvent::decode(&record(5, 0, 0, 9, 99)), Err(DecodeError::BadValue(5)));
         assert_eq!(RawEvent::decode(&record(77, 0, 0, 9, 99)), Err(DecodeError::UnknownKind(77)));
+    }
+
+    #[test]
+    fn times_and_errors_are_read() {
+        let mut state = record(5, 0, 0, 9, 111 << 16 | 2 << 8 | 7);
+        state[40..44].copy_from_slice(&5_000u32.to_ne_bytes());
+        state[44..48].copy_from_slice(&(1u32 << 31 | 4_000_000).to_ne_bytes());
+        let event = RawEvent::decode(&state).expect("decodes");
+        assert!(matches!(event.kind, RawKind::State { old: TcpState::SynSent, new: TcpState::Close, .. }));
+        let extra = Extra {
+            write_took: Some(DurationNs(5_000)),
+            read_took: Some(DurationNs(4_096_000_000)),
+            error: Some(Errno(111)),
+        };
+        assert_eq!(event.extra, extra);
+        let reset = record(8, FLAG_RECEIVED, 0, 9, 0);
+        let reset = RawEvent::decode(&reset).expect("decodes");
+        assert_eq!((reset.kind, reset.extra), (RawKind::Reset { received: true }, Extra::default()));
+        let held = record(6, 0, 0, 9, 100);
+        let held = RawEvent::decode(&held).expect("decodes").kind;
+        assert_eq!(held, RawKind::Held { next: SeqNo(9), len: 100 });
     }
 
     #[test]
@@ -262,13 +432,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..700), kind in 0u8..7) {
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..700), kind in 0u8..11) {
             let mut bytes = bytes;
             let _ = RawEvent::decode(&bytes);
             if let Some(k) = bytes.get_mut(20) {
                 *k = kind;
                 if let Ok(event) = RawEvent::decode(&bytes) {
                     let _ = event.to_socket_event();
+                    if let RawKind::SendFrames { frames, .. } = event.kind {
+                        assert!(frames.chunks().map(|c| c.bytes.len() + 8).sum::<usize>() <= frames.bytes.len());
+                    }
                 }
             }
         }

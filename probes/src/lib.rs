@@ -1,7 +1,7 @@
 //! The kernel side: probes on the TCP sockets of watched network namespaces, and the assembly of what they see into
 //! messages.
 //!
-//! [`Probes`] loads the programs of `bpf/socket.bpf.c` and drains their ring buffer; it needs root (or `CAP_BPF` and
+//! [`Probes`] loads the programs of `bpf/` and drains their ring buffer; it needs root (or `CAP_BPF` and
 //! `CAP_PERFMON`) and a kernel that takes one of the [`TIERS`]. [`Assembler`] is pure and needs neither: it turns [`RawEvent`]s into
 //! [`Message`](meshdiff_model::Message)s and [`Socket`](meshdiff_model::Socket)s.
 //!
@@ -23,15 +23,20 @@ mod error;
 mod event;
 mod filter;
 mod loader;
+mod metrics;
+mod optional;
 mod recognise;
 mod ring;
 mod tier;
+mod uprobe;
 
 pub use assembly::{Assembler, AssemblyStats, Collected, Limits, Sink};
 pub use error::ProbeError;
-pub use event::{DecodeError, Identity, RawEvent, RawKind};
+pub use event::{Chunk, DecodeError, Extra, Frames, Identity, RawEvent, RawKind};
 pub use filter::NamespaceFilter;
 pub use loader::{Handler, ProbeConfig, ProbeCounters, Probes, monotonic_now};
-pub use recognise::{Recognised, recognise, recognise_hello};
+pub use metrics::DropReasons;
+pub use recognise::{Recognised, recognise, recognise_hello, recognise_plaintext};
 pub use ring::Drained;
 pub use tier::TIERS;
+pub use uprobe::{Library, LibraryError, LibraryFinder};

@@ -2,18 +2,22 @@
 
 use crate::cost::CostMeter;
 use crate::error::{ProbeError, kernel_release};
+use crate::optional::{self, Unmeasured};
 use crate::ring::{Drained, Ring};
 use crate::tier::{self, TIERS};
+use crate::uprobe::{Library, LibraryError, Uprobes};
 use crate::{RawEvent, filter::NamespaceFilter};
 use aya::maps::{MapData, MapError, PerCpuArray};
-use aya::programs::links::FdLink;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use meshdiff_model::{MonotonicNs, ProbeStats, ProbeTier};
+use meshdiff_model::{Metric, MonotonicNs, ProbeStats, ProbeTier};
 use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, Instant};
 
-/// The built probes. `make bpf` builds them anew; a test proves that they belong to the source beside them.
-pub(crate) static OBJECT: &[u8] = include_bytes_aligned!("../bpf/socket.bpf.o");
+/// The built probes of the tiers tp_btf and fentry. `make bpf` builds them anew; a test proves that they belong to the source beside
+/// them.
+static SOCKET: &[u8] = include_bytes_aligned!("../bpf/socket.bpf.o");
+/// Those of the tier kprobe.
+static KPROBE: &[u8] = include_bytes_aligned!("../bpf/kprobe.bpf.o");
 
 /// Smallest ring buffer, in bytes: a page (the loader rounds up where pages are larger).
 const SMALLEST_RING: u32 = 4096;
@@ -77,6 +81,8 @@ pub struct ProbeCounters {
 struct Payload {
     text: bool,
     vector: Vector,
+    /// Follow HTTP/2 frames.
+    frames: bool,
 }
 
 /// How they read the first element of a vector: `VECTOR_*` of the C file.
@@ -92,7 +98,9 @@ enum Vector {
 pub struct Probes {
     tier: ProbeTier,
     refused: Vec<(ProbeTier, ProbeError)>,
-    links: Vec<FdLink>,
+    links: Vec<tier::Attached>,
+    unmeasured: Vec<Unmeasured>,
+    uprobes: Uprobes,
     programs: Ebpf,
     ring: Ring,
     counts: PerCpuArray<MapData, u64>,
@@ -124,46 +132,111 @@ impl Probes {
 
     /// Loads one tier, with the best way of reading payload that its programs can have.
     fn load_tier(config: &ProbeConfig, btf: &Btf, tier: ProbeTier) -> Result<Self, ProbeError> {
+        if tier == ProbeTier::Kprobe {
+            return Self::load_kprobes(config, btf);
+        }
         let text = text_payload();
         let mut refusal = None;
         for vector in [Vector::Directly, Vector::ByHelper, Vector::Never] {
             if text && vector == Vector::ByHelper {
                 continue;
             }
-            match Self::load_with(config, btf, tier, Payload { text, vector }) {
-                Ok(probes) => return Ok(probes),
-                // The verifier spoke: of another program it may say something else.
-                Err(error @ ProbeError::ProgramRefused { .. }) if error.has_log() => {
-                    tracing::debug!(?vector, %error, "not loaded");
-                    refusal.get_or_insert(error);
+            for frames in [true, false] {
+                if frames && (text || vector == Vector::Never) {
+                    continue;
                 }
-                Err(error) => return Err(error),
+                match Self::load_with(config, btf, tier, Payload { text, vector, frames }) {
+                    Ok(probes) => return Ok(probes),
+                    // The verifier spoke: of another program it may say something else.
+                    Err(error @ ProbeError::ProgramRefused { .. }) if error.has_log() => {
+                        tracing::debug!(?vector, frames, %error, "not loaded");
+                        refusal.get_or_insert(error);
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         Err(refusal.unwrap_or(ProbeError::NoSuchTier { tier }))
     }
 
     fn load_with(config: &ProbeConfig, btf: &Btf, tier: ProbeTier, payload: Payload) -> Result<Self, ProbeError> {
-        let watch_all = u8::from(config.watch_all);
         let text_payload = u8::from(payload.text);
         let vector = payload.vector as u8;
-        let mut programs = EbpfLoader::new()
+        let frames = u8::from(payload.frames);
+        let arm64 = u8::from(cfg!(target_arch = "aarch64"));
+        let mut loader = EbpfLoader::new();
+        loader.override_global("tls_arm64", &arm64, true);
+        loader.override_global("text_payload", &text_payload, true).override_global("vector", &vector, true);
+        loader.override_global("frames", &frames, true);
+        let mut probes = Self::load_object(config, btf, tier, loader, SOCKET)?;
+        if payload.text {
+            probes.uprobes.refuse("kernel lockdown forbids to read what an application hands to its TLS library");
+        }
+        Ok(probes)
+    }
+
+    /// Kprobes read all memory by a helper, or not at all.
+    fn load_kprobes(config: &ProbeConfig, btf: &Btf) -> Result<Self, ProbeError> {
+        if !aya::features().bpf_probe_read_kernel() {
+            return Err(ProbeError::MemoryForbidden { kernel: kernel_release(), lockdown: lockdown() });
+        }
+        if !matches!(std::env::consts::ARCH, "x86_64" | "aarch64") {
+            return Err(ProbeError::Architecture { architecture: std::env::consts::ARCH });
+        }
+        let arm64 = u8::from(cfg!(target_arch = "aarch64"));
+        let mut refusal = None;
+        for frames in [1u8, 0] {
+            let mut loader = EbpfLoader::new();
+            loader.override_global("tls_arm64", &arm64, true).override_global("frames", &frames, true);
+            match Self::load_object(config, btf, ProbeTier::Kprobe, loader, KPROBE) {
+                Ok(probes) => return Ok(probes),
+                Err(error @ ProbeError::ProgramRefused { .. }) if error.has_log() => {
+                    tracing::debug!(frames, %error, "not loaded");
+                    refusal.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refusal.unwrap_or(ProbeError::NoSuchTier { tier: ProbeTier::Kprobe }))
+    }
+
+    fn load_object<'a>(
+        config: &ProbeConfig,
+        btf: &'a Btf,
+        tier: ProbeTier,
+        mut loader: EbpfLoader<'a>,
+        object: &[u8],
+    ) -> Result<Self, ProbeError> {
+        let watch_all: &'static u8 = if config.watch_all { &1 } else { &0 };
+        let mut programs = loader
             .btf(Some(btf))
             .allow_unsupported_maps()
             .map_max_entries("ring", config.ring_bytes)
-            .override_global("watch_all", &watch_all, true)
-            .override_global("text_payload", &text_payload, true)
-            .override_global("vector", &vector, true)
-            .load(OBJECT)
+            .override_global("watch_all", watch_all, true)
+            .load(object)
             .map_err(load_error)?;
         let ring = Ring::new(map(&mut programs, "ring")?, config.ring_bytes)?;
         let counts = PerCpuArray::try_from(map(&mut programs, "counts")?)
             .map_err(|source| ProbeError::Map { map: "counts", source })?;
         let filter = NamespaceFilter::new(map(&mut programs, "watched")?, map(&mut programs, ".data")?)?;
-        let links = tier::attach(&mut programs, btf, tier)?;
+        let mut links = tier::attach(&mut programs, btf, tier)?;
+        let (more, unmeasured) = optional::attach(&mut programs, btf, tier);
+        links.extend(more);
         let cost = CostMeter::new(config.measure_cost);
         let interval = config.drain_interval;
-        Ok(Self { tier, refused: Vec::new(), links, programs, ring, counts, filter, cost, interval })
+        Ok(Self {
+            tier,
+            refused: Vec::new(),
+            links,
+            unmeasured,
+            uprobes: Uprobes::default(),
+            programs,
+            ring,
+            counts,
+            filter,
+            cost,
+            interval,
+        })
     }
 
     /// Which kind of probes these are.
@@ -176,6 +249,12 @@ impl Probes {
     #[must_use]
     pub fn refused(&self) -> &[(ProbeTier, ProbeError)] {
         &self.refused
+    }
+
+    /// What is not measured, because the kernel refused the programs for it, and why.
+    #[must_use]
+    pub fn unmeasured(&self) -> &[(Metric, ProbeError)] {
+        &self.unmeasured
     }
 
     /// The set of watched namespaces, to be changed at any time from any thread.
@@ -222,6 +301,24 @@ impl Probes {
             self.cost.stop(events);
         }
         self.links.clear();
+        self.uprobes.detach();
+    }
+
+    /// Follows the calls of a library with which applications do TLS themselves: what watched sockets send of theirs is then told as
+    /// [`RawKind::SendPlaintext`](crate::RawKind::SendPlaintext). Takes some ms.
+    ///
+    /// # Errors
+    /// If the library is another one, its process has ended, or the kernel refuses. The other probes go on.
+    pub fn attach_library(&mut self, library: &Library) -> Result<(), LibraryError> {
+        self.uprobes.attach(&mut self.programs, library)
+    }
+
+    /// Tries whether the kernel takes the programs of [`Self::attach_library`], without placing any.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check_library_probes(&mut self) -> Result<(), LibraryError> {
+        self.uprobes.load(&mut self.programs)
     }
 
     /// What the probes count.
@@ -291,6 +388,12 @@ fn map(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, ProbeE
 /// (`Function::sanitize` in aya-obj), which is forbidden too.
 fn text_payload() -> bool {
     !aya::features().bpf_probe_read_kernel()
+}
+
+/// The level of kernel lockdown that is in force, as far as it is to be seen.
+fn lockdown() -> Option<String> {
+    let file = std::fs::read_to_string("/sys/kernel/security/lockdown").ok()?;
+    file.split_whitespace().find_map(|word| Some(word.strip_prefix('[')?.strip_suffix(']')?.to_owned()))
 }
 
 fn load_error(error: EbpfError) -> ProbeError {

@@ -108,8 +108,7 @@ fn attach(
     library: &Library,
 ) -> Result<UProbeLink, LibraryError> {
     let program = program(programs, name).map_err(|reason| LibraryError::NotLoaded { reason })?;
-    let link =
-        program.attach(function, &library.path, UProbeScope::AllProcesses).and_then(|id| program.take_link(id));
+    let link = program.attach(function, &library.path, UProbeScope::AllProcesses).and_then(|id| program.take_link(id));
     link.map_err(|error| {
         let library_name = library.name.clone();
         match &error {

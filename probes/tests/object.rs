@@ -8,9 +8,8 @@ use std::process::Command;
 /// The compiler whose output is committed.
 const PINNED_CLANG: &str = "14";
 
-/// Every object; its source is `NAME.bpf.c` with the header that all share.
-const OBJECTS: [&str; 1] = ["socket"];
-const HEADER: &str = "record.h";
+/// Every object, built of `NAME.bpf.c` and whatever that includes of the folder.
+const OBJECTS: [&str; 2] = ["kprobe", "socket"];
 
 fn bpf() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("bpf")
@@ -25,27 +24,33 @@ fn object_of(name: &str) -> Vec<u8> {
     read(&format!("{name}.bpf.o"))
 }
 
+/// The names in the folder that end like this, in order.
+fn sources(end: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(bpf()).expect("the folder").map(|e| e.expect("an entry").file_name());
+    let mut names: Vec<String> = entries.filter_map(|n| Some(n.to_str()?.to_owned())).collect();
+    names.retain(|name| name.ends_with(end));
+    names.sort_unstable();
+    names
+}
+
 #[test]
 fn the_objects_were_built_from_their_sources() {
+    let all: Vec<u8> = sources(".h").iter().chain(&sources(".bpf.c")).flat_map(|name| read(name)).collect();
+    let hash: String = Sha256::digest(all).iter().map(|b| format!("{b:02x}")).collect();
     for name in OBJECTS {
         let bytes = object_of(name);
         let object = object::File::parse(&*bytes).expect("the object is ELF");
         let section = object.section_by_name("meshdiff.source").expect("the object names its source");
         let stored = section.data().expect("the section can be read");
         let stored = std::str::from_utf8(stored).expect("a hash").trim_end_matches('\0');
-        let source = [read(HEADER), read(&format!("{name}.bpf.c"))].concat();
-        let hash: String = Sha256::digest(source).iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(stored, hash, "{name}.bpf.c or {HEADER} was changed after the object was built: run `make bpf`");
+        assert_eq!(stored, hash, "a source was changed after {name}.bpf.o was built: run `make bpf`");
     }
 }
 
 #[test]
 fn every_source_has_its_object() {
-    let sources = std::fs::read_dir(bpf()).expect("the folder").map(|e| e.expect("an entry").file_name());
-    let mut sources: Vec<String> =
-        sources.filter_map(|name| name.to_str()?.strip_suffix(".bpf.c").map(str::to_owned)).collect();
-    sources.sort_unstable_by(|a, b| b.cmp(a));
-    assert_eq!(sources, OBJECTS);
+    assert_eq!(sources(".bpf.c"), OBJECTS.map(|name| format!("{name}.bpf.c")));
+    assert_eq!(sources(".bpf.o"), OBJECTS.map(|name| format!("{name}.bpf.o")));
 }
 
 #[test]

@@ -14,6 +14,9 @@ pub fn schema_markdown() -> String {
                 "One row for each TCP socket, again when more is known of it: of equal cookies the last row counts."
             }
             Table::Messages => "One row for each run of bytes in one direction of one socket, with its instants.",
+            Table::Http2Streams => {
+                "One row for what a socket sent of an HTTP/2 stream; several make one stream where its number is the same."
+            }
             Table::AccessLogs => "One row for each access log entry of an Envoy; Envoy's field names.",
             Table::Proxies => "One row for each Envoy that reported; of equal nodes the last row counts.",
             Table::Processes => "One row for each process that owns a socket; of equal tgids the last row counts.",

@@ -27,7 +27,7 @@ pub use damage::{Damage, DamagedPart, PartError};
 pub use docs::schema_markdown;
 pub use error::CaptureError;
 pub use meta::{
-    AlsStats, EntryCounts, EventCounts, HostInfo, Meta, ProbeInfo, RecordingState, TableStats, TierRefusal, ToolInfo,
+    AlsStats, EntryCounts, EventCounts, HostInfo, Meta, ProbeInfo, RecordingState, TableStats, TierRefusal, TlsLibrary, ToolInfo,
     WatchReason, WatchedNetns,
 };
 pub use reader::{Capture, CaptureData, CaptureState, ReadOptions};

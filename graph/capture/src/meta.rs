@@ -122,11 +122,13 @@ pub struct ProbeInfo {
     pub refused: Vec<TierRefusal>,
     /// What they did, and what they cost.
     pub stats: ProbeStats,
+    /// Libraries with which applications in watched namespaces do TLS themselves, in order of being found.
+    pub tls_libraries: Vec<TlsLibrary>,
 }
 
 impl Default for ProbeInfo {
     fn default() -> Self {
-        Self { tier: ProbeTier::None, refused: Vec::new(), stats: ProbeStats::default() }
+        Self { tier: ProbeTier::None, refused: Vec::new(), stats: ProbeStats::default(), tls_libraries: Vec::new() }
     }
 }
 
@@ -138,6 +140,20 @@ pub struct TierRefusal {
     pub tier: ProbeTier,
     /// What the kernel said, or that it was not asked for.
     pub reason: String,
+}
+
+/// A libssl that was found in a process of a watched namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsLibrary {
+    /// Its path, as that process knows it.
+    pub path: String,
+    /// The first process in which it was found.
+    pub found_in: u32,
+    /// Its calls were followed: what is sent with it is told by its plaintext.
+    pub followed: bool,
+    /// Why not.
+    pub reason: Option<String>,
 }
 
 /// Socket events by kind.

@@ -9,7 +9,7 @@ use crate::table::Table;
 use crate::tables::Row;
 use crate::view::Interner;
 use bytes::Bytes;
-use meshdiff_model::{HopSide, Message, Process, Proxy, Socket, SocketEvent};
+use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -52,6 +52,8 @@ pub struct CaptureData {
     pub sockets: Vec<Socket>,
     /// By socket and direction, in stream order (the order in which assembly made them).
     pub messages: Vec<Message>,
+    /// By socket, in the order in which the streams ended.
+    pub http2_streams: Vec<Http2Stream>,
     /// In order of arrival.
     pub access_logs: Vec<HopSide>,
     /// Proxies as they were known last, by node id.
@@ -132,6 +134,8 @@ impl Capture {
         let mut reading = Reading { capture: self, options, strings: Interner::default(), damage: Damage::default() };
         let sockets = reading.table::<Socket>()?;
         let mut messages = reading.table::<Message>()?;
+        let mut http2_streams = reading.table::<Http2Stream>()?;
+        http2_streams.sort_by_key(|s| s.socket);
         let access_logs = reading.table::<HopSide>()?;
         let proxies = reading.table::<Proxy>()?;
         let processes = reading.table::<Process>()?;
@@ -145,6 +149,7 @@ impl Capture {
             state: self.state,
             sockets: last_of_each(sockets, |s| s.cookie),
             messages,
+            http2_streams,
             access_logs,
             proxies: last_of_each(proxies, |p| p.node.clone()),
             processes: last_of_each(processes, |p| p.tgid),

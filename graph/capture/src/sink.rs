@@ -2,7 +2,7 @@
 
 use crate::error::CaptureError;
 use crate::meta::Meta;
-use meshdiff_model::{HopSide, Message, Process, Proxy, Socket, SocketEvent};
+use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent};
 
 /// Takes what a recording yields. The Parquet folder ([`CaptureWriter`](crate::CaptureWriter)) is one; a database can be
 /// another.
@@ -16,6 +16,8 @@ use meshdiff_model::{HopSide, Message, Process, Proxy, Socket, SocketEvent};
 pub trait CaptureSink: Send {
     /// Adds a message. Messages of one socket and direction must come in stream order.
     fn write_message(&mut self, message: Message) -> Result<(), CaptureError>;
+    /// Adds what a socket sent of an HTTP/2 stream.
+    fn write_http2(&mut self, stream: Http2Stream) -> Result<(), CaptureError>;
     /// Adds what is known of a socket; supersedes what was written of it before.
     fn write_socket(&mut self, socket: Socket) -> Result<(), CaptureError>;
     /// Adds an access log entry.

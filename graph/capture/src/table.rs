@@ -11,6 +11,8 @@ pub enum Table {
     Sockets,
     /// `model::Message`.
     Messages,
+    /// `model::Http2Stream`.
+    Http2Streams,
     /// `model::HopSide`.
     AccessLogs,
     /// `model::Proxy`.
@@ -23,8 +25,8 @@ pub enum Table {
 
 impl Table {
     /// All, in the order of the documentation.
-    pub const ALL: [Self; 6] =
-        [Self::Sockets, Self::Messages, Self::AccessLogs, Self::Proxies, Self::Processes, Self::Events];
+    pub const ALL: [Self; 7] =
+        [Self::Sockets, Self::Messages, Self::Http2Streams, Self::AccessLogs, Self::Proxies, Self::Processes, Self::Events];
 
     /// The name of its folder, which is its name everywhere.
     #[must_use]
@@ -32,6 +34,7 @@ impl Table {
         match self {
             Self::Sockets => "sockets",
             Self::Messages => "messages",
+            Self::Http2Streams => "http2_streams",
             Self::AccessLogs => "access_logs",
             Self::Proxies => "proxies",
             Self::Processes => "processes",

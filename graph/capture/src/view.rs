@@ -110,6 +110,9 @@ pub(crate) struct Flags<'a> {
 }
 
 impl Flags<'_> {
+    pub(crate) fn opt(&self, row: usize) -> Option<bool> {
+        (!self.array.is_null(row)).then(|| self.array.value(row))
+    }
     pub(crate) fn get(&self, row: usize) -> Result<bool, BadCell> {
         if self.array.is_null(row) { Err(BadCell { column: self.name }) } else { Ok(self.array.value(row)) }
     }

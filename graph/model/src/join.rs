@@ -30,6 +30,10 @@ pub enum UnmatchedReason {
     Retried,
     /// The connection is encrypted and multiplexed, or a protocol that is not read yet.
     ProtocolNotRead,
+    /// The connection between the sidecars is encrypted and carries several requests at once: its bytes are not told apart.
+    MultiplexedEncrypted,
+    /// The client closed its connection, or reset its stream, before it had the whole response.
+    GaveUp,
     /// The halves contradict each other (method, status or sequence numbers differ).
     Contradiction,
 }
@@ -51,6 +55,8 @@ impl UnmatchedReason {
             Self::LocalReply => "local_reply",
             Self::Retried => "retried",
             Self::ProtocolNotRead => "protocol_not_read",
+            Self::MultiplexedEncrypted => "multiplexed_encrypted",
+            Self::GaveUp => "gave_up",
             Self::Contradiction => "contradiction",
         }
     }

@@ -55,6 +55,39 @@ pub struct SocketMetrics {
     pub lost_events: u64,
 }
 
+/// Something that is measured where the kernel allows the programs for it, and is absent elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// [`IoMetrics::duration`] of writes, and the bytes that TCP [held back](crate::Message::held).
+    WriteTime,
+    /// [`IoMetrics::duration`] and [`IoMetrics::wait`] of reads.
+    ReadTime,
+    /// [`SocketMetrics::retransmits`].
+    Retransmits,
+    /// Resets that the socket's error does not tell of ([`Close::reset`](crate::Close::reset)).
+    Resets,
+    /// [`SocketMetrics::drops`].
+    Drops,
+}
+
+impl Metric {
+    /// All, in the order of the documentation.
+    pub const ALL: [Self; 5] = [Self::WriteTime, Self::ReadTime, Self::Retransmits, Self::Resets, Self::Drops];
+
+    /// Its name, in the plural.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::WriteTime => "times of writes",
+            Self::ReadTime => "times of reads",
+            Self::Retransmits => "retransmits",
+            Self::Resets => "resets",
+            Self::Drops => "drops",
+        }
+    }
+}
+
 impl IoMetrics {
     /// Adds another's calls.
     pub fn merge(&mut self, other: &Self) {

@@ -157,4 +157,28 @@ pub enum SocketEventKind {
         /// State after.
         new: TcpState,
     },
+    /// A write ended (`sock_send_length`), and TCP held bytes back.
+    Held {
+        /// Number of the first byte that has not left (`snd_nxt`).
+        next: SeqNo,
+        /// Bytes from there on.
+        len: u32,
+    },
+    /// A segment was sent again (`tcp_retransmit_skb`).
+    Retransmit {
+        /// Number of its first byte.
+        seq: SeqNo,
+        /// Its length.
+        len: u32,
+    },
+    /// A reset was sent or received (`tcp_send_reset`, `tcp_receive_reset`).
+    Reset {
+        /// Received, not sent.
+        received: bool,
+    },
+    /// The kernel dropped a packet from or to the socket (`kfree_skb`).
+    Drop {
+        /// The kernel's number of its reason.
+        reason: u32,
+    },
 }

@@ -19,6 +19,7 @@
 //! they are read, or it grows old, the message is emitted without; the instants of those reads are then in a later message of
 //! the direction, whose range may begin before its own bytes (at the first byte that was unread).
 
+mod life;
 mod open;
 mod reorder;
 mod socket;
@@ -29,7 +30,8 @@ mod model_tests;
 mod tests;
 
 use crate::event::{RawEvent, RawKind};
-use meshdiff_model::{DurationNs, Message, MonotonicNs, Socket, SocketCookie};
+use crate::metrics::DropReasons;
+use meshdiff_model::{DurationNs, Http2Stream, Message, MonotonicNs, Socket, SocketCookie, SocketMetrics};
 use reorder::{Next, Put};
 use rustc_hash::FxHashMap;
 use socket::{Event, SocketState};
@@ -41,6 +43,10 @@ pub trait Sink {
     /// The state of a socket: soon after it was seen first, again from time to time while it changes, and at its end. A later one of the
     /// same cookie supersedes an earlier one.
     fn socket(&mut self, socket: Socket);
+    /// What a socket did in one window, once that is over; or more of a window that was told of before.
+    fn metrics(&mut self, row: SocketMetrics);
+    /// What a socket sent of an HTTP/2 stream, once that is over or cannot be followed further.
+    fn http2(&mut self, stream: Http2Stream);
 }
 
 /// A [`Sink`] that keeps everything.
@@ -50,6 +56,10 @@ pub struct Collected {
     pub messages: Vec<Message>,
     /// Sockets; later ones of a cookie supersede earlier ones.
     pub sockets: Vec<Socket>,
+    /// Windows, in the order in which they were closed.
+    pub metrics: Vec<SocketMetrics>,
+    /// HTTP/2 streams, in the order in which they ended.
+    pub streams: Vec<Http2Stream>,
 }
 
 impl Sink for Collected {
@@ -58,6 +68,12 @@ impl Sink for Collected {
     }
     fn socket(&mut self, socket: Socket) {
         self.sockets.push(socket);
+    }
+    fn metrics(&mut self, row: SocketMetrics) {
+        self.metrics.push(row);
+    }
+    fn http2(&mut self, stream: Http2Stream) {
+        self.streams.push(stream);
     }
 }
 
@@ -101,18 +117,25 @@ pub struct AssemblyStats {
     pub messages: u64,
     /// Sockets that ended without ever having been announced: their messages have no [`Socket`].
     pub unidentified_sockets: u64,
+    /// Streams of HTTP/2 that were emitted, rows of connections among them.
+    pub http2_streams: u64,
+    /// Times that what followed on an HTTP/2 connection was none.
+    pub garbage: u64,
 }
 
 /// Makes messages of events.
 #[derive(Debug)]
 pub struct Assembler {
     limits: Limits,
+    drop_reasons: DropReasons,
     sockets: FxHashMap<SocketCookie, Box<SocketState>>,
     /// Sockets with waiting events.
     waiting: Vec<SocketCookie>,
     tick: u64,
     next_scan: MonotonicNs,
     stats: AssemblyStats,
+    /// To be handed on.
+    streams: Vec<Http2Stream>,
 }
 
 /// How often all sockets are looked at for what grew old.
@@ -124,12 +147,20 @@ impl Assembler {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            drop_reasons: DropReasons::default(),
             sockets: FxHashMap::default(),
             waiting: Vec::new(),
             tick: 0,
             next_scan: MonotonicNs(0),
             stats: AssemblyStats::default(),
+            streams: Vec::new(),
         }
+    }
+
+    /// Names the reasons of drops; without, they are numbers.
+    #[must_use]
+    pub fn with_drop_reasons(self, drop_reasons: DropReasons) -> Self {
+        Self { drop_reasons, ..self }
     }
 
     /// Takes one record.
@@ -141,7 +172,13 @@ impl Assembler {
         }
         let Some(owned) = Event::from_raw(event) else { return };
         self.stats.events += 1;
-        let mut out = Output { sink, limits: &self.limits, stats: &mut self.stats };
+        let mut out = Output {
+            sink,
+            drop_reasons: &self.drop_reasons,
+            limits: &self.limits,
+            stats: &mut self.stats,
+            streams: &mut self.streams,
+        };
         if socket.order.pass(owned.counter) {
             socket.apply(owned, &mut out);
             return;
@@ -161,7 +198,13 @@ impl Assembler {
     /// Gives up on events that did not come, and emits what grew old. To be called after every drain of the ring.
     pub fn tick(&mut self, now: MonotonicNs, sink: &mut impl Sink) {
         self.tick += 1;
-        let mut out = Output { sink, limits: &self.limits, stats: &mut self.stats };
+        let mut out = Output {
+            sink,
+            drop_reasons: &self.drop_reasons,
+            limits: &self.limits,
+            stats: &mut self.stats,
+            streams: &mut self.streams,
+        };
         let (sockets, tick) = (&mut self.sockets, self.tick);
         self.waiting.retain(|cookie| {
             let Some(socket) = sockets.get_mut(cookie) else { return false };
@@ -174,6 +217,7 @@ impl Assembler {
         self.next_scan = now.offset(SCAN_INTERVAL);
         sockets.retain(|_, socket| {
             socket.age(now, &mut out);
+            socket.close_window(now, &mut out);
             let gone = socket.is_gone(now, &self.limits);
             if gone {
                 socket.finish(&mut out);
@@ -186,7 +230,13 @@ impl Assembler {
 
     /// Emits everything that is open, in order of cookie. The assembler is empty afterwards.
     pub fn finish(&mut self, sink: &mut impl Sink) {
-        let mut out = Output { sink, limits: &self.limits, stats: &mut self.stats };
+        let mut out = Output {
+            sink,
+            drop_reasons: &self.drop_reasons,
+            limits: &self.limits,
+            stats: &mut self.stats,
+            streams: &mut self.streams,
+        };
         let mut sockets: Vec<_> = self.sockets.drain().collect();
         sockets.sort_unstable_by_key(|(cookie, _)| *cookie);
         for (_, mut socket) in sockets {
@@ -212,11 +262,17 @@ impl Assembler {
 /// Where a socket's results go.
 struct Output<'a, S> {
     sink: &'a mut S,
+    drop_reasons: &'a DropReasons,
     limits: &'a Limits,
     stats: &'a mut AssemblyStats,
+    streams: &'a mut Vec<Http2Stream>,
 }
 
 impl<S: Sink> Output<'_, S> {
+    fn hand_on_streams(&mut self) {
+        self.stats.http2_streams += self.streams.len() as u64;
+        self.streams.drain(..).for_each(|stream| self.sink.http2(stream));
+    }
     fn message(&mut self, message: Option<Message>) {
         if let Some(message) = message {
             self.stats.messages += 1;

@@ -2,6 +2,7 @@
 //! instant may be wrong, and nothing may be missing that was not lost.
 
 use super::*;
+use crate::event::Extra;
 use meshdiff_model::{Direction, SeqInstant, SeqNo, TcpState, Tgid};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -138,6 +139,7 @@ fn raw(event: &True, isn: Isn) -> RawEvent<'static> {
         at: MonotonicNs(event.at),
         tgid: Tgid(1),
         srtt: None,
+        extra: Extra::default(),
         kind,
     }
 }

@@ -1,11 +1,13 @@
 //! One socket: its life, and the messages that are open on it.
 
+use super::life::{Change, Life};
 use super::open::Open;
 use super::reorder::Reorder;
 use super::{Limits, Output, Sink};
-use crate::event::{Identity, RawEvent, RawKind};
-use crate::recognise::OwnedFrames;
-use crate::recognise::{Recognised, recognise, recognise_hello};
+use crate::event::{Extra, Identity, RawEvent, RawKind};
+use crate::metrics::{Counting, Read};
+use crate::recognise::{Follower, OwnedFrames};
+use crate::recognise::{Recognised, recognise, recognise_hello, recognise_plaintext};
 use meshdiff_model::{
     Content, Direction, DurationNs, MonotonicNs, SeqInstant, SeqNo, SeqRange, Socket, SocketCookie, TcpState, Tgid,
     TlsInfo,
@@ -18,6 +20,7 @@ pub(super) struct Event {
     pub(super) at: MonotonicNs,
     pub(super) tgid: Tgid,
     pub(super) srtt: Option<DurationNs>,
+    pub(super) extra: Extra,
     pub(super) kind: EventKind,
 }
 
@@ -29,6 +32,12 @@ impl Event {
             RawKind::Send { seq, len, prefix } => {
                 EventKind::Send { seq, len, found: recognise(prefix), hello: recognise_hello(prefix).map(Box::new) }
             }
+            RawKind::SendPlaintext { seq, len, prefix } => EventKind::Send {
+                seq,
+                len,
+                found: recognise_plaintext(prefix),
+                hello: Some(Box::new(TlsInfo { plaintext_seen: true, ..TlsInfo::default() })),
+            },
             RawKind::SendFrames { seq, len, frames } => {
                 EventKind::Frames { seq, len, frames: Box::new(OwnedFrames::from(frames)) }
             }
@@ -36,9 +45,20 @@ impl Event {
                 EventKind::Ready { end: before_fin(rcv_nxt, fin), copied_seq }
             }
             RawKind::Recv { copied_seq, len, fin } => EventKind::Recv { end: before_fin(copied_seq, fin), len },
-            RawKind::State { old: _, new, write_seq } => EventKind::State { new, write_seq },
+            RawKind::State { old, new, write_seq } => EventKind::State { old, new, write_seq },
+            RawKind::Held { next, len } => EventKind::Held { next, len },
+            RawKind::Retransmit { seq, len: _ } => EventKind::Retransmit { seq },
+            RawKind::Reset { received } => EventKind::Reset { received },
+            RawKind::Drop { reason } => EventKind::Drop { reason },
         };
-        Some(Self { counter: event.counter, at: event.at, tgid: event.tgid, srtt: event.srtt, kind })
+        Some(Self {
+            counter: event.counter,
+            at: event.at,
+            tgid: event.tgid,
+            srtt: event.srtt,
+            extra: event.extra,
+            kind,
+        })
     }
 }
 
@@ -54,8 +74,15 @@ pub(super) enum EventKind {
     Frames { seq: SeqNo, len: u32, frames: Box<OwnedFrames> },
     Ready { end: SeqNo, copied_seq: SeqNo },
     Recv { end: SeqNo, len: u32 },
-    State { new: TcpState, write_seq: SeqNo },
+    State { old: TcpState, new: TcpState, write_seq: SeqNo },
+    Held { next: SeqNo, len: u32 },
+    Retransmit { seq: SeqNo },
+    Reset { received: bool },
+    Drop { reason: u32 },
 }
+
+/// How many times the usual number of instants a message may have where several requests share the socket.
+const MULTIPLEXED: usize = 16;
 
 /// What is remembered of a socket.
 #[derive(Debug)]
@@ -71,6 +98,8 @@ pub(super) struct SocketState {
     seen: Option<(MonotonicNs, MonotonicNs)>,
     srtt: Option<DurationNs>,
     lost: u64,
+    life: Life,
+    counting: Counting,
     /// What its sends said of TLS; `None` until one was a record of it.
     tls: Option<TlsInfo>,
     /// It sent something recognisable that was not TLS before any record of TLS.
@@ -78,6 +107,8 @@ pub(super) struct SocketState {
 
     egress: Sending,
     ingress: Receiving,
+    /// Follows the frames that it sends, if it looks like HTTP/2.
+    http2: Option<Box<Follower>>,
 
     /// When its state was emitted last.
     reported: Option<MonotonicNs>,
@@ -91,6 +122,8 @@ struct Sending {
     open: Option<Open>,
     /// The next send begins a turn.
     turned: bool,
+    /// Something was sent.
+    begun: bool,
     /// Events may be missing before the next message.
     gap: bool,
 }
@@ -126,10 +159,12 @@ impl SocketState {
             seen: None,
             srtt: None,
             lost: 0,
+            life: Life::new(),
+            counting: Counting::new(cookie),
             tls: None,
             plain: false,
             // Until the socket's beginning is seen, anything may have come before.
-            egress: Sending { open: None, turned: false, gap: true },
+            egress: Sending { open: None, turned: false, begun: false, gap: true },
             ingress: Receiving {
                 open: None,
                 unread: None,
@@ -139,6 +174,7 @@ impl SocketState {
                 end: None,
                 read: None,
             },
+            http2: None,
             reported: None,
             changed: false,
         }
@@ -158,6 +194,7 @@ impl SocketState {
     pub(super) fn apply(&mut self, event: Event, out: &mut Output<'_, impl Sink>) {
         self.see(event.at);
         self.srtt = event.srtt.or(self.srtt);
+        self.count(&event, out);
         match event.kind {
             EventKind::Send { seq, len, found, hello } => {
                 self.owner = Some(event.tgid);
@@ -167,21 +204,78 @@ impl SocketState {
             EventKind::Frames { seq, len, frames } => {
                 self.owner = Some(event.tgid);
                 let begin = SeqInstant { seq, at: event.at };
+                let is_first = self.established.is_some() && self.lost == 0 && !self.egress.begun;
                 let found = frames.preface.then_some(Recognised { content: Content::Http2Preface, head_len: None });
                 self.send(begin, len, found, out);
-                let _ = frames;
+                let cookie = self.cookie;
+                let follower = self.http2.get_or_insert_with(|| Box::new(Follower::new(cookie)));
+                follower.send(begin, len, is_first, &frames, out.streams);
+                out.hand_on_streams();
             }
             EventKind::Ready { end, copied_seq } => self.ready(SeqInstant { seq: end, at: event.at }, copied_seq, out),
             EventKind::Recv { end, len } => {
                 self.owner = Some(event.tgid);
                 self.recv(SeqInstant { seq: end, at: event.at }, len, out);
             }
-            EventKind::State { new, write_seq } => self.state(new, write_seq, event.at, out),
+            EventKind::State { old, new, write_seq } => {
+                if new == TcpState::SynSent && event.tgid != Tgid(0) {
+                    self.owner = Some(event.tgid);
+                }
+                self.life.change(Change { old, new, at: event.at, srtt: event.srtt, error: event.extra.error });
+                self.state(new, write_seq, event.at, out);
+            }
+            EventKind::Held { next, len: _ } => self.held(SeqInstant { seq: next, at: event.at }, out.limits),
+            EventKind::Retransmit { seq } => self.retransmit(SeqInstant { seq, at: event.at }, out.limits),
+            EventKind::Reset { received } => self.life.reset(received),
+            EventKind::Drop { .. } => {}
+        }
+    }
+
+    /// Counts what happened.
+    fn count(&mut self, event: &Event, out: &mut Output<'_, impl Sink>) {
+        let (at, counting) = (event.at, &mut self.counting);
+        let emit = &mut |row| out.sink.metrics(row);
+        if let Some(took) = event.extra.write_took {
+            counting.write_took(took, emit);
+        }
+        match event.kind {
+            EventKind::Send { seq, len, .. } | EventKind::Frames { seq, len, .. } => {
+                counting.write(at, seq, len, event.srtt, emit);
+            }
+            EventKind::Ready { end, copied_seq } => counting.ready(at, end, copied_seq),
+            EventKind::Recv { end, len } => counting.read(Read { at, len, took: event.extra.read_took }, end, emit),
+            EventKind::State { write_seq, .. } => counting.taken_until(write_seq),
+            EventKind::Held { next, len } => counting.taken_until(next.advance(len)),
+            EventKind::Retransmit { .. } => counting.retransmit(at, emit),
+            EventKind::Drop { reason } => counting.drop(at, out.drop_reasons.name(reason), emit),
+            EventKind::Reset { .. } => {}
+        }
+    }
+
+    /// Emits the window that is over.
+    pub(super) fn close_window(&mut self, now: MonotonicNs, out: &mut Output<'_, impl Sink>) {
+        self.counting.tick(now, &mut |row| out.sink.metrics(row));
+    }
+
+    /// At this instant everything before its number had left, and the rest of what was sent had not.
+    fn held(&mut self, until: SeqInstant, limits: &Limits) {
+        if let Some(open) = self.egress.open.as_mut().filter(|o| until.seq.before(o.end)) {
+            open.held.push(until, limits.instants);
+        }
+    }
+
+    fn retransmit(&mut self, first: SeqInstant, limits: &Limits) {
+        // A segment of a message that is over belongs to none: it is counted all the same.
+        if let Some(open) = self.egress.open.as_mut().filter(|o| !first.seq.before(o.start) && first.seq.before(o.end))
+        {
+            open.retransmits.push(first, limits.instants);
         }
     }
 
     fn send(&mut self, begin: SeqInstant, len: u32, found: Option<Recognised>, out: &mut Output<'_, impl Sink>) {
         let end = begin.seq.advance(len);
+        self.egress.begun = true;
+        let limit = self.most_instants(out.limits);
         if let Some(open) = &mut self.egress.open {
             if let Some(last) = open.sends.last()
                 && last.seq == begin.seq
@@ -196,9 +290,16 @@ impl SocketState {
             // Bytes that no event spoke of (a way to send that the probes do not see) are a gap like any other.
             self.egress.gap |= open.end != begin.seq;
         }
-        let cut = self.egress.gap || self.egress.turned || self.is_new_head(found.as_ref());
-        let response_fits =
-            self.egress.turned || self.egress.open.as_ref().is_some_and(|o| o.content.is_interim_response());
+        let cut = self.egress.gap
+            || self.egress.turned
+            || self.is_new_head(found.as_ref())
+            || (self.is_http2() && self.egress.open.as_ref().is_some_and(|o| o.sends.len() >= limit));
+        let response_fits = self.egress.turned
+            || self
+                .egress
+                .open
+                .as_ref()
+                .is_some_and(|o| o.content.is_interim_response() || self.is_before_plaintext(o));
         if cut {
             self.close_egress(out);
         }
@@ -213,7 +314,7 @@ impl SocketState {
             open
         });
         open.end = end;
-        open.sends.push(begin, out.limits.instants);
+        open.sends.push(begin, limit);
         self.egress.turned = false;
 
         // The conversation turns: what came in before is over.
@@ -237,6 +338,15 @@ impl SocketState {
         }
     }
 
+    /// True if several requests share the socket, so that every instant may be one's.
+    fn is_http2(&self) -> bool {
+        self.http2.as_ref().is_some_and(|f| f.is_certain())
+    }
+
+    fn most_instants(&self, limits: &Limits) -> usize {
+        if self.is_http2() { limits.instants * MULTIPLEXED } else { limits.instants }
+    }
+
     /// True if what was found begins a message of its own, also within a turn.
     fn is_new_head(&self, found: Option<&Recognised>) -> bool {
         let (Some(found), Some(open)) = (found, &self.egress.open) else { return false };
@@ -244,9 +354,16 @@ impl SocketState {
             Content::Unknown => false,
             Content::Http1Request { .. } | Content::Http2Preface => true,
             // A body can begin like a response; a response that follows an interim one is one.
-            Content::Http1Response { .. } => open.content.is_interim_response(),
+            Content::Http1Response { .. } => open.content.is_interim_response() || self.is_before_plaintext(open),
             Content::TlsHandshake | Content::TlsApplicationData => open.content != found.content,
         }
+    }
+
+    /// True for what libssl sends of its own (its half of a handshake, session tickets) where the application's plaintext is told apart:
+    /// what comes next may be a response.
+    fn is_before_plaintext(&self, open: &Open) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.plaintext_seen)
+            && matches!(open.content, Content::TlsHandshake | Content::TlsApplicationData)
     }
 
     /// Bytes up to `end` have arrived, of which those from `unread` on were not read yet.
@@ -255,7 +372,9 @@ impl SocketState {
         if !start.before(end) {
             return false;
         }
-        if self.ingress.turned || self.ingress.gap {
+        let full = |o: &Open| o.readies.len().max(o.recvs.len()) >= self.most_instants(out.limits);
+        if self.ingress.turned || self.ingress.gap || (self.is_http2() && self.ingress.open.as_ref().is_some_and(full))
+        {
             self.close_ingress(out);
             self.ingress.turned = false;
         }
@@ -268,23 +387,25 @@ impl SocketState {
     }
 
     fn ready(&mut self, until: SeqInstant, copied_seq: SeqNo, out: &mut Output<'_, impl Sink>) {
+        let limit = self.most_instants(out.limits);
         // No new byte: a FIN, or a call that comes late.
         if self.arrived(until.seq, copied_seq, until.at, out)
             && let Some(open) = &mut self.ingress.open
         {
-            open.readies.push(until, out.limits.instants);
+            open.readies.push(until, limit);
         }
     }
 
     fn recv(&mut self, until: SeqInstant, len: u32, out: &mut Output<'_, impl Sink>) {
         let SeqInstant { seq: end, at } = until;
         let begin = SeqNo(end.0.wrapping_sub(len));
+        let limit = self.most_instants(out.limits);
         // Bytes can be read before anybody was told of them (SO_RCVLOWAT, or the telling was lost): they were ready by then.
         let ready_gap = self.ingress.gap;
         if self.arrived(end, begin, at, out)
             && let Some(open) = &mut self.ingress.open
         {
-            open.readies.push(until, out.limits.instants);
+            open.readies.push(until, limit);
             // A lost event may have told of more bytes than these.
             self.ingress.gap = ready_gap;
         }
@@ -296,14 +417,14 @@ impl SocketState {
         let mut kept = false;
         if let Some(unread) = self.ingress.unread.as_mut().filter(|o| o.start.before(end)) {
             let covered = if unread.end.before(end) { unread.end } else { end };
-            unread.recvs.push(SeqInstant { seq: covered, at }, out.limits.instants);
+            unread.recvs.push(SeqInstant { seq: covered, at }, limit);
             kept = true;
             if unread.is_read() {
                 self.emit_unread(out);
             }
         }
         if let Some(open) = self.ingress.open.as_mut().filter(|o| o.start.before(end)) {
-            open.recvs.push(until, out.limits.instants);
+            open.recvs.push(until, limit);
             kept = true;
             if self.ingress.turned && open.is_read() {
                 self.close_ingress(out);
@@ -312,7 +433,7 @@ impl SocketState {
         if !kept {
             // Their message was emitted before they were read, and none waits for them any more: they make one of their own.
             let mut piece = Open::new(SeqRange { start: read_before, end }, at, recv_gap);
-            piece.recvs.push(until, out.limits.instants);
+            piece.recvs.push(until, limit);
             out.message(piece.finish(self.cookie, Direction::Ingress));
         }
     }
@@ -357,7 +478,13 @@ impl SocketState {
     /// Events were lost: nothing is known of what happened meanwhile, in either direction.
     pub(super) fn gap(&mut self, events: u32, out: &mut Output<'_, impl Sink>) {
         self.lost += u64::from(events);
+        let last = self.seen.map_or(MonotonicNs(0), |(_, last)| last);
+        self.counting.lost(last, events, &mut |row| out.sink.metrics(row));
         self.changed = true;
+        if let Some(follower) = &mut self.http2 {
+            follower.gap(out.streams);
+            out.hand_on_streams();
+        }
         self.close_ingress(out);
         self.emit_unread(out);
         // The egress message stays open until the next send, which tells how much of it was taken.
@@ -390,9 +517,8 @@ impl SocketState {
 
     /// Emits messages that grew old.
     pub(super) fn age(&mut self, now: MonotonicNs, out: &mut Output<'_, impl Sink>) {
-        let old = |open: &Option<Open>| {
-            open.as_ref().is_some_and(|o| now - o.first_at >= out.limits.max_age || o.is_long())
-        };
+        let old =
+            |open: &Option<Open>| open.as_ref().is_some_and(|o| now - o.first_at >= out.limits.max_age || o.is_long());
         let (egress, unread, ingress) = (old(&self.egress.open), old(&self.ingress.unread), old(&self.ingress.open));
         if egress {
             self.close_egress(out);
@@ -435,11 +561,21 @@ impl SocketState {
             self.reported = Some(now);
             self.changed = false;
             out.sink.socket(socket);
+            if let Some(follower) = &mut self.http2 {
+                follower.report(out.streams);
+                out.hand_on_streams();
+            }
         }
     }
 
     /// Emits everything.
     pub(super) fn finish(&mut self, out: &mut Output<'_, impl Sink>) {
+        self.counting.finish(&mut |row| out.sink.metrics(row));
+        if let Some(follower) = &mut self.http2 {
+            follower.finish(out.streams);
+            out.stats.garbage += follower.garbage;
+            out.hand_on_streams();
+        }
         self.close_egress(out);
         self.emit_unread(out);
         let open = self.ingress.open.take();
@@ -465,10 +601,10 @@ impl SocketState {
             last_seen,
             srtt: self.srtt,
             lost_events: self.lost,
-            role: None,
-            handshake: None,
-            connect_error: None,
-            close: None,
+            role: self.life.role,
+            handshake: self.life.handshake,
+            connect_error: self.life.connect_error,
+            close: self.life.close,
             tls: self.tls.clone(),
         })
     }

@@ -37,7 +37,15 @@ impl Feed {
         feed
     }
     fn raw(&mut self, counter: u32, at: u64, kind: RawKind<'_>) {
-        let event = RawEvent { socket: COOKIE, counter, at: MonotonicNs(at), tgid: Tgid(9), srtt: None, extra: Extra::default(), kind };
+        let event = RawEvent {
+            socket: COOKIE,
+            counter,
+            at: MonotonicNs(at),
+            tgid: Tgid(9),
+            srtt: None,
+            extra: Extra::default(),
+            kind,
+        };
         self.assembler.push(&event, &mut self.sink);
     }
     fn event(&mut self, at: u64, kind: RawKind<'_>) {
@@ -324,7 +332,15 @@ fn a_socket_that_was_never_announced_is_counted() {
     let mut assembler = Assembler::new(Limits::default());
     let mut sink = Collected::default();
     let kind = RawKind::Send { seq: SeqNo(1), len: 1, prefix: b"" };
-    let event = RawEvent { socket: COOKIE, counter: 0, at: MonotonicNs(1), tgid: Tgid(1), srtt: None, extra: Extra::default(), kind };
+    let event = RawEvent {
+        socket: COOKIE,
+        counter: 0,
+        at: MonotonicNs(1),
+        tgid: Tgid(1),
+        srtt: None,
+        extra: Extra::default(),
+        kind,
+    };
     assembler.push(&event, &mut sink);
     assembler.finish(&mut sink);
     assert_eq!((sink.messages.len(), sink.sockets.len(), assembler.stats().unidentified_sockets), (1, 0, 1));

@@ -94,7 +94,7 @@ fn head_len(parsed: httparse::Result<usize>) -> Option<u32> {
 }
 
 /// Text that is safe to show: what is no UTF-8 and no visible character is replaced, what is too long is cut.
-fn text(bytes: &[u8]) -> Arc<str> {
+pub(super) fn text(bytes: &[u8]) -> Arc<str> {
     let text = String::from_utf8_lossy(bytes);
     if text.len() <= MAX_PATH && !text.chars().any(char::is_control) {
         return text.into();

@@ -1,10 +1,13 @@
 //! What the first bytes of a send are. Everything here reads bytes that come from outside: it never fails, it only does
 //! not recognise.
 
+mod hpack;
 mod http1;
 mod http2;
 mod tls;
 
+use http1::text;
+pub(crate) use http2::{Follower, OwnedFrames};
 use meshdiff_model::{Content, TlsInfo};
 
 /// What a recogniser found at the beginning of a send.
@@ -35,6 +38,15 @@ pub fn recognise(prefix: &[u8]) -> Option<Recognised> {
         b'A'..=b'Z' => http1::response(prefix).or_else(|| http1::request(prefix)),
         _ => None,
     }
+}
+
+/// Looks at the first bytes of what an application hands to its TLS library. Positions in it say nothing of those in the stream, which is
+/// encrypted: no head's end is known.
+#[must_use]
+pub fn recognise_plaintext(prefix: &[u8]) -> Option<Recognised> {
+    let content = recognise(prefix)?.content;
+    let is_plain = !matches!(content, Content::TlsHandshake | Content::TlsApplicationData);
+    is_plain.then(|| Recognised::of(content))
 }
 
 /// What a TLS hello at the beginning of a send says in the clear; `None` if there is none. A longer prefix of the same send only adds

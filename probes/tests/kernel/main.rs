@@ -1,6 +1,7 @@
 //! The probes on the running kernel, against conversations of which everything is known. Needs root.
 
 mod support;
+mod tls;
 
 use meshdiff_model::{Content, Direction, ProbeTier, SeqNo, SocketCookie};
 use meshdiff_probes::{ProbeConfig, ProbeError, Probes, TIERS};
@@ -106,14 +107,14 @@ fn a_kind_of_probes_that_is_refused_is_passed_over_and_said() {
     if !privileged("a_kind_of_probes_that_is_refused_is_passed_over_and_said") {
         return;
     }
-    let mut tiers = vec![ProbeTier::Kprobe];
+    let mut tiers = vec![ProbeTier::None];
     let alone = Probes::load(&ProbeConfig { tiers: tiers.clone(), ..config() }).map(|_| ());
     assert!(matches!(&alone, Err(ProbeError::NoTier { refused }) if refused.len() == 1), "{alone:?}");
     tiers.extend(TIERS);
     let probes = Probes::load(&ProbeConfig { tiers, ..config() }).unwrap_or_else(|e| panic!("{e}"));
     assert!(TIERS.contains(&probes.tier()));
     let (first, why) = &probes.refused()[0];
-    assert_eq!((*first, why.to_string().as_str()), (ProbeTier::Kprobe, "there are no kprobe probes"));
+    assert_eq!((*first, why.to_string().as_str()), (ProbeTier::None, "there are no probes of the kind none"));
 }
 
 #[test]

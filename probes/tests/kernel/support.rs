@@ -90,6 +90,8 @@ pub(crate) struct Recording {
     /// Events per socket, without announcements: counter and place in the ring.
     pub(crate) counters: BTreeMap<SocketCookie, Vec<u32>>,
     pub(crate) sends: Vec<(SocketCookie, u32, Vec<u8>)>,
+    /// What applications handed to their TLS libraries, as far as it was captured.
+    pub(crate) plaintext: Vec<Vec<u8>>,
 }
 
 /// What was recorded.
@@ -106,17 +108,20 @@ impl Recording {
             probes.filter().watch(*netns).unwrap_or_else(|e| panic!("{e}"));
         }
         let (assembler, sink) = (Assembler::new(Limits::default()), Collected::default());
-        Self { probes, assembler, sink, counters: BTreeMap::new(), sends: Vec::new() }
+        Self { probes, assembler, sink, counters: BTreeMap::new(), sends: Vec::new(), plaintext: Vec::new() }
     }
 
     pub(crate) fn drain(&mut self) {
-        let Self { probes, assembler, sink, counters, sends } = self;
+        let Self { probes, assembler, sink, counters, sends, plaintext } = self;
         probes.drain(|event: &RawEvent<'_>| {
             if !matches!(event.kind, RawKind::Announce(_)) {
                 counters.entry(event.socket).or_default().push(event.counter);
             }
             if let RawKind::Send { len, prefix, .. } = event.kind {
                 sends.push((event.socket, len, prefix.to_vec()));
+            }
+            if let RawKind::SendPlaintext { prefix, .. } = event.kind {
+                plaintext.push(prefix.to_vec());
             }
             assembler.push(event, sink);
         });

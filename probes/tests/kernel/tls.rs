@@ -226,7 +226,10 @@ fn a_library_that_is_none_is_said_to_be_none() {
         let mut recording = Recording::start(&ProbeConfig::default(), &[netns]);
         recording.probes.check_library_probes().unwrap_or_else(|e| panic!("{e}"));
         let mut child = Command::new("/usr/bin/python3")
-            .args(["-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print('ready', flush=True); sys.stdin.readline()"])
+            .args([
+                "-c",
+                "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print('ready', flush=True); sys.stdin.readline()",
+            ])
             .arg(&copy)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -237,7 +240,8 @@ fn a_library_that_is_none_is_said_to_be_none() {
         // An update replaces the file while it is mapped.
         std::fs::remove_file(&copy).expect("removed");
         let mut finder = LibraryFinder::new();
-        let found: Vec<_> = finder.look(|n| n == netns).into_iter().filter(|l| l.name.contains("libssl-copy")).collect();
+        let found: Vec<_> =
+            finder.look(|n| n == netns).into_iter().filter(|l| l.name.contains("libssl-copy")).collect();
         assert!(found.len() == 1 && found[0].name.ends_with("(deleted)"), "{found:?}");
         let error = recording.probes.attach_library(&found[0]);
         assert!(matches!(error, Err(LibraryError::NotOpenSsl { .. })), "{error:?}");

@@ -1,0 +1,179 @@
+//! What a socket did, counted in windows. Pure, like message assembly, which feeds it.
+//!
+//! A socket has at most one open window, so memory is bounded by open sockets. What becomes known only after its window was closed
+//! goes out as another row of that window (see [`SocketMetrics`]).
+
+mod reasons;
+
+#[cfg(test)]
+mod tests;
+
+pub use reasons::DropReasons;
+
+use meshdiff_model::{DropReason, DurationNs, MonotonicNs, SeqNo, SocketCookie, SocketMetrics};
+
+/// How long after its end a window stays open: records reach the ring and the reader with some delay.
+const GRACE: DurationNs = DurationNs::from_millis(1_000);
+
+/// A write as it was begun. What TCP took of it is known later, from the next record that speaks of `write_seq`.
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    window: MonotonicNs,
+    seq: SeqNo,
+    /// Bytes counted for it.
+    len: u32,
+}
+
+/// A read as it returned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Read {
+    pub(crate) at: MonotonicNs,
+    /// Bytes that it returned.
+    pub(crate) len: u32,
+    /// How long it took, if that is known.
+    pub(crate) took: Option<DurationNs>,
+}
+
+/// The metrics of one socket.
+#[derive(Debug)]
+pub(crate) struct Counting {
+    socket: SocketCookie,
+    open: Option<Box<SocketMetrics>>,
+    /// The last write.
+    write: Option<Write>,
+    /// When the bytes came that ended the last time in which there was nothing to read.
+    came: Option<MonotonicNs>,
+    /// End of what arrived.
+    arrived: Option<SeqNo>,
+}
+
+impl Counting {
+    pub(crate) const fn new(socket: SocketCookie) -> Self {
+        Self { socket, open: None, write: None, came: None, arrived: None }
+    }
+
+    /// The window of an instant, with what came before it handed on.
+    fn window(&mut self, at: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) -> &mut SocketMetrics {
+        // Events of two processors can be a little out of order: what is older than the window counts in it.
+        if self.open.as_ref().is_some_and(|open| open.window_end() <= at) {
+            self.close(out);
+        }
+        self.open.get_or_insert_with(|| Box::new(SocketMetrics::at(self.socket, at)))
+    }
+
+    fn close(&mut self, out: &mut impl FnMut(SocketMetrics)) {
+        if let Some(row) = self.open.take().filter(|row| !row.is_empty()) {
+            out(*row);
+        }
+    }
+
+    /// A write began: `len` bytes from `seq` on were offered to TCP.
+    pub(crate) fn write(
+        &mut self,
+        at: MonotonicNs,
+        seq: SeqNo,
+        len: u32,
+        srtt: Option<DurationNs>,
+        out: &mut impl FnMut(SocketMetrics),
+    ) {
+        self.taken_until(seq);
+        let row = self.window(at, out);
+        row.write.calls += 1;
+        row.write.bytes += u64::from(len);
+        if let Some(srtt) = srtt {
+            row.rtt.record(srtt.0.unsigned_abs());
+        }
+        self.write = Some(Write { window: row.window_start, seq, len });
+    }
+
+    /// TCP has taken all bytes before `seq` and none behind it: the last write may have offered more. (In a window that is closed
+    /// already it is left at that.)
+    pub(crate) fn taken_until(&mut self, seq: SeqNo) {
+        let Some(write) = &mut self.write else { return };
+        let taken = write.seq.distance(seq);
+        let Ok(taken) = u32::try_from(taken) else { return };
+        let Some(too_many) = write.len.checked_sub(taken).filter(|n| *n > 0) else { return };
+        let Some(row) = self.open.as_mut().filter(|row| row.window_start == write.window) else { return };
+        row.write.bytes = row.write.bytes.saturating_sub(u64::from(too_many));
+        write.len = taken;
+        if taken == 0 {
+            row.write.calls = row.write.calls.saturating_sub(1);
+            self.write = None;
+        }
+    }
+
+    /// How long the last write took; told by a record that came later.
+    pub(crate) fn write_took(&mut self, took: DurationNs, out: &mut impl FnMut(SocketMetrics)) {
+        // Without its beginning it is no write that was counted.
+        let Some(write) = self.write else { return };
+        match &mut self.open {
+            Some(row) if row.window_start == write.window => row.write.record_duration(took, None),
+            _ => {
+                let mut late = SocketMetrics::at(self.socket, write.window);
+                late.write.record_duration(took, None);
+                out(late);
+            }
+        }
+    }
+
+    /// Bytes before `end` can be read, of which those from `unread` on were not yet.
+    pub(crate) fn ready(&mut self, at: MonotonicNs, end: SeqNo, unread: SeqNo) {
+        let nothing_was_there = self.arrived.is_none_or(|arrived| !unread.before(arrived));
+        if nothing_was_there && unread.before(end) {
+            self.came = Some(at);
+        }
+        if self.arrived.is_none_or(|arrived| arrived.before(end)) {
+            self.arrived = Some(end);
+        }
+    }
+
+    /// A read returned bytes up to `end`.
+    pub(crate) fn read(&mut self, read: Read, end: SeqNo, out: &mut impl FnMut(SocketMetrics)) {
+        if self.arrived.is_none_or(|arrived| arrived.before(end)) {
+            self.arrived = Some(end);
+        }
+        if read.len == 0 {
+            return;
+        }
+        // What came before the call began was not waited for.
+        let wait = read.took.zip(self.came).map(|(took, came)| {
+            let began = DurationNs(took.0) - (read.at - came);
+            DurationNs(began.0.clamp(0, took.0.max(0)))
+        });
+        let row = self.window(read.at, out);
+        row.read.calls += 1;
+        row.read.bytes += u64::from(read.len);
+        if let Some((took, wait)) = read.took.zip(wait) {
+            row.read.record_duration(took, Some(wait));
+        }
+    }
+
+    /// A segment was sent again.
+    pub(crate) fn retransmit(&mut self, at: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) {
+        self.window(at, out).retransmits += 1;
+    }
+
+    /// A packet was dropped.
+    pub(crate) fn drop(&mut self, at: MonotonicNs, reason: DropReason, out: &mut impl FnMut(SocketMetrics)) {
+        *self.window(at, out).drops.entry(reason).or_default() += 1;
+    }
+
+    /// Events were lost; `at` is when the last one before them was seen.
+    pub(crate) fn lost(&mut self, at: MonotonicNs, events: u32, out: &mut impl FnMut(SocketMetrics)) {
+        self.window(at, out).lost_events += u64::from(events);
+        // What was read and written meanwhile is not known.
+        (self.write, self.came, self.arrived) = (None, None, None);
+    }
+
+    /// Closes the window if it is over.
+    pub(crate) fn tick(&mut self, now: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) {
+        if self.open.as_ref().is_some_and(|row| row.window_end().offset(GRACE) <= now) {
+            self.close(out);
+        }
+    }
+
+    /// Closes the window.
+    pub(crate) fn finish(&mut self, out: &mut impl FnMut(SocketMetrics)) {
+        self.close(out);
+    }
+}
