@@ -58,7 +58,10 @@ fn heads(bytes: &[u8], cut: usize) {
         assert!(may_become(short, long), "{short:?} became {long:?} at {cut}");
     }
     // A head that was there whole is not taken back.
-    assert!(short.is_none_or(|s| believed || s.head_len.is_none() || long.is_some()), "a whole head was taken back after {cut}");
+    assert!(
+        short.is_none_or(|s| believed || s.head_len.is_none() || long.is_some()),
+        "a whole head was taken back after {cut}"
+    );
     let plain = recognise_plaintext(bytes);
     assert!(plain.as_ref().is_none_or(|p| p.head_len.is_none()));
     let tls = |r: &Recognised| matches!(r.content, Content::TlsHandshake | Content::TlsApplicationData);
