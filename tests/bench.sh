@@ -11,5 +11,8 @@ tests/lab/setup.sh >/dev/null
 echo "== One exchange on one thread (two sends, two readies, two recvs), probes attached against not"
 target/debug/examples/overhead
 
+echo "== Ten thousand connections opened and closed in a second, for ${MESHDIFF_CHURN_SECONDS:=30} s"
+MESHDIFF_CHURN_SECONDS="${MESHDIFF_CHURN_SECONDS}" cargo test --locked -p meshdiff-probes --test churn -- --test-threads=1 --nocapture
+
 echo "== Throughput of the lab at saturation, 64 connections"
 target/debug/overhead "${ROUNDS:-9}"
