@@ -1,20 +1,18 @@
 //! From attributed requests to a report's content.
 
+use crate::connections::{self, MissingMetrics};
 use crate::findings;
 use crate::report::{
-    ConnectionSummary, Coverage, Distribution, HopSummary, NearQuantile, Part, PartKind, Place, Report, SegmentStats,
-    Verdict,
+    Coverage, Distribution, HopSummary, NearQuantile, Part, PartKind, Place, Report, SegmentStats, Verdict,
 };
 use crate::request::{AttributedRequest, CoverageClass};
 use crate::rollup;
 use crate::stats::Sample;
-use meshdiff_graph::{Edge, MeshGraph, Node};
+use meshdiff_graph::MeshGraph;
 use meshdiff_model::{
-    Detail, DurationNs, HopProtocol, ProbeStats, ProbeTier, ProcessRole, Segment, SegmentMap, UnmatchedReason,
+    ClockAnchor, Detail, DurationNs, HopProtocol, ProbeStats, ProbeTier, Segment, SegmentMap, UnmatchedReason,
     WallTime, Workload,
 };
-use petgraph::Direction;
-use petgraph::visit::EdgeRef;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How many entry requests a report shows as waterfalls.
@@ -35,6 +33,10 @@ pub struct ReportInput {
     pub probe_stats: ProbeStats,
     /// Sentences on what limits the recording.
     pub notes: Vec<String>,
+    /// The connection metrics that the recording lacks, each with the reason.
+    pub missing_metrics: MissingMetrics,
+    /// How the node's wall clock ran against its monotonic clock.
+    pub clock: ClockAnchor,
 }
 
 /// Restricts requests to a time and a namespace. Parents and children outside are cut off.
@@ -79,7 +81,7 @@ pub fn report(requests: &[AttributedRequest], mesh: &MeshGraph, input: ReportInp
         coverage,
         verdict: verdict(requests),
         hops,
-        connections: connections(mesh, input.namespace.as_deref()),
+        lines: connections::lines(&mesh.topology, input.namespace.as_deref(), &input.missing_metrics, &input.clock),
         findings: Vec::new(),
         slowest: slowest(requests),
     };
@@ -94,6 +96,7 @@ fn coverage_of(requests: &[AttributedRequest], input: &ReportInput) -> Coverage 
         probe_tier: input.probe_tier,
         probe_cost_ns_per_event: input.probe_stats.cost_ns_per_event(),
         notes: input.notes.clone(),
+        missing_metrics: input.missing_metrics.clone(),
         ..Coverage::default()
     };
     for r in requests {
@@ -299,97 +302,4 @@ fn copy_tree(
         to[at].children.push(copied);
     }
     at
-}
-
-/// The lines of the process topology, from the graph's sockets.
-fn connections(mesh: &MeshGraph, namespace: Option<&str>) -> Vec<ConnectionSummary> {
-    #[derive(Default)]
-    struct Line {
-        sockets: u64,
-        write_bytes: u64,
-        write_calls: u64,
-        read_bytes: u64,
-        rtts: Vec<i64>,
-        connects: Vec<i64>,
-        closes: u64,
-        encrypted: bool,
-        http: bool,
-    }
-    let graph = &mesh.graph;
-    let owner_of = |node| {
-        graph.edges_directed(node, Direction::Incoming).find(|e| matches!(e.weight(), Edge::Owns)).map(|e| e.source())
-    };
-    let mut lines: BTreeMap<(String, String, String, bool), Line> = BTreeMap::new();
-    for node in graph.node_indices() {
-        let Node::Socket { socket, write_bytes, write_calls, read_bytes, tls, .. } = &graph[node] else { continue };
-        let Some((process_node, Node::Process(process))) = owner_of(node).map(|n| (n, &graph[n])) else { continue };
-        let Some(Node::Pod { workload, netns }) = owner_of(process_node).map(|n| &graph[n]) else { continue };
-        if namespace.is_some_and(|n| workload.namespace.as_deref() != Some(n)) {
-            continue;
-        }
-        let name = |w: &Workload| w.pod.clone().or_else(|| w.workload.clone()).or_else(|| w.address.clone());
-        let pod = name(workload).unwrap_or_else(|| format!("netns {}", netns.unwrap_or_default().0));
-        let to = graph.edges_directed(node, Direction::Outgoing).find_map(|e| match e.weight() {
-            Edge::Connection(c) => Some((e.target(), *c, true)),
-            Edge::Owns | Edge::Hop(_) => None,
-        });
-        let from = graph.edges_directed(node, Direction::Incoming).find_map(|e| match e.weight() {
-            Edge::Connection(c) => Some((e.source(), *c, false)),
-            Edge::Owns | Edge::Hop(_) => None,
-        });
-        let line = to.or(from);
-        let is_client = line.map_or(socket.connect_start.is_some(), |(_, _, client)| client);
-        let link = line.and_then(|(_, c, _)| c.link);
-        let peer_process = line.and_then(|(peer, ..)| owner_of(peer));
-        let peer = peer_process.and_then(|p| match &graph[p] {
-            Node::Process(peer) => {
-                let pod = owner_of(p).and_then(|pod| match &graph[pod] {
-                    Node::Pod { workload, .. } => name(workload),
-                    Node::Process(_) | Node::Socket { .. } => None,
-                });
-                let what = if peer.role == ProcessRole::Sidecar { "sidecar" } else { &peer.comm };
-                Some(pod.map_or_else(|| what.to_owned(), |pod| format!("{pod}/{what}")))
-            }
-            Node::Pod { .. } | Node::Socket { .. } => None,
-        });
-        let peer = peer.unwrap_or_else(|| {
-            // The peer's ephemeral port would make a line of its own of each connection.
-            if is_client { socket.remote.to_string() } else { socket.remote.ip().to_string() }
-        });
-        let entry = lines.entry((pod, process.comm.clone(), peer, is_client)).or_default();
-        entry.sockets += 1;
-        entry.write_bytes += write_bytes;
-        entry.write_calls += write_calls;
-        entry.read_bytes += read_bytes;
-        entry.rtts.extend(socket.srtt.map(|r| r.0));
-        if let (Some(start), Some(end)) = (socket.connect_start, socket.established) {
-            entry.connects.push((end - start).0);
-        }
-        entry.closes += u64::from(socket.closed.is_some());
-        entry.encrypted |= *tls;
-        entry.http |= link.is_some();
-    }
-    lines
-        .into_iter()
-        .map(|((pod, process, peer, is_client), l)| ConnectionSummary {
-            pod,
-            process,
-            peer,
-            is_client,
-            protocol: match (l.http, l.encrypted) {
-                (true, true) => "https",
-                (true, false) => "http",
-                (false, true) => "tls",
-                (false, false) => "tcp",
-            },
-            sockets: l.sockets,
-            write_bytes: l.write_bytes,
-            write_calls: l.write_calls,
-            read_bytes: l.read_bytes,
-            rtt: distribution(l.rtts.into_iter()),
-            connects: l.connects.len() as u64,
-            connect: distribution(l.connects.into_iter()),
-            closes: l.closes,
-        })
-        .collect()
 }

@@ -1,5 +1,6 @@
 //! Conclusions from a report's numbers, each with its evidence and what to do about it.
 
+use crate::connection_findings;
 use crate::report::{Finding, HopSummary, Level, Report};
 use meshdiff_model::{Detail, DurationNs, Segment, Workload};
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub(crate) fn findings(report: &Report) -> Vec<Finding> {
         list.extend(queueing(hop, Segment::ClientSidecar, &hop.client));
         list.extend(queueing(hop, Segment::ServerSidecar, &hop.server));
     }
+    list.extend(connection_findings::findings(&report.lines));
     list.sort_by(|a, b| (a.level, a.code, &a.subject).cmp(&(b.level, b.code, &b.subject)));
     list
 }

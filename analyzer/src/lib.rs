@@ -4,6 +4,8 @@
 mod analysis;
 mod attribute;
 mod build;
+mod connection_findings;
+mod connections;
 mod findings;
 mod report;
 mod request;
@@ -13,9 +15,14 @@ mod stats;
 pub use analysis::attribute_all;
 pub use attribute::{attribute, coverage};
 pub use build::{ReportInput, report, select};
+pub use connections::{
+    Closes, Connects, EndMetrics, EndRole, LineEnd, LineMetrics, LineSummary, Metric, MetricsWindow, MissingMetrics,
+    WINDOW,
+};
+pub use meshdiff_graph::lines::{LineProtocol, PeerKnownBy, TlsTally};
 pub use report::{
-    ConnectionSummary, Coverage, Distribution, Finding, HopSummary, Level, NearQuantile, Part, PartKind, Place, Report,
-    SegmentStats, Verdict,
+    Coverage, Distribution, Finding, HopSummary, Level, NearQuantile, Part, PartKind, Place, Report, SegmentStats,
+    Verdict,
 };
 pub use request::{AttributedRequest, CoverageClass, RequestCoverage, Sides, SocketRef, Vantage};
 pub use stats::Sample;

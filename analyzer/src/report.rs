@@ -1,5 +1,6 @@
 //! What a report says, as numbers: renderers turn it into text.
 
+use crate::connections::{LineSummary, MissingMetrics};
 use crate::request::AttributedRequest;
 use meshdiff_model::{Detail, DurationNs, HopProtocol, ProbeTier, Segment, SegmentMap, WallTime, Workload};
 use std::collections::BTreeMap;
@@ -17,8 +18,8 @@ pub struct Report {
     pub verdict: Option<Verdict>,
     /// One for each client workload, server workload and protocol, slowest mean total first.
     pub hops: Vec<HopSummary>,
-    /// One for each pod, process, peer and side.
-    pub connections: Vec<ConnectionSummary>,
+    /// The lines of the process topology, in order of their ends' names.
+    pub lines: Vec<LineSummary>,
     /// What deserves attention, most severe first.
     pub findings: Vec<Finding>,
     /// The slowest requests that are full, slowest first, with all the requests that they caused: each is followed by its
@@ -59,6 +60,8 @@ pub struct Coverage {
     pub probe_cost_ns_per_event: Option<u64>,
     /// Sentences on what limits this report: damaged parts, a recording that was cut off, no probes.
     pub notes: Vec<String>,
+    /// The connection metrics that were not measured, each with the reason.
+    pub missing_metrics: MissingMetrics,
 }
 
 /// Summary of a distribution of times.
@@ -217,37 +220,6 @@ pub struct Place {
     pub mean: DurationNs,
     /// Share of the total, 0 to 1.
     pub share: f64,
-}
-
-/// A line of the process topology.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionSummary {
-    /// Pod (or network namespace, where no pod is known).
-    pub pod: String,
-    /// Process name.
-    pub process: String,
-    /// Peer: pod, process or address.
-    pub peer: String,
-    /// True if the process connected, false if it accepted.
-    pub is_client: bool,
-    /// `http`, `https`, `tcp` or `tls`.
-    pub protocol: &'static str,
-    /// Sockets.
-    pub sockets: u64,
-    /// Bytes sent.
-    pub write_bytes: u64,
-    /// Send calls.
-    pub write_calls: u64,
-    /// Bytes received.
-    pub read_bytes: u64,
-    /// Smoothed round-trip times of its sockets; `None` if none had a sample.
-    pub rtt: Option<Distribution>,
-    /// Connects with a measured handshake (SYN sent to ESTABLISHED): count and distribution.
-    pub connects: u64,
-    /// Duration of the handshakes.
-    pub connect: Option<Distribution>,
-    /// Closes seen.
-    pub closes: u64,
 }
 
 /// How urgent a finding is.

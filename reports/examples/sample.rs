@@ -1,5 +1,5 @@
 //! Writes a sample report: `cargo run -p meshdiff-reports --example sample -- FORMAT SAMPLE FILE`, where FORMAT is html,
-//! json, markdown, table, wide or requests, and SAMPLE is bookinfo, forty, two, limited, hostile or empty.
+//! json, markdown, table, wide or requests, and SAMPLE is bookinfo, forty, two, old, limited, hostile or empty.
 
 #[path = "../tests/reports/support.rs"]
 mod support;
@@ -31,6 +31,11 @@ fn run(format: &str, sample: &str, path: &str) -> Result<(), RenderError> {
         }
         "forty" => support::simulate(&support::forty(), 600),
         "two" => support::simulate(&support::bookinfo()[..2].iter().map(alone).collect::<Vec<_>>(), 400),
+        "old" => {
+            let mut report = support::simulate(&support::bookinfo(), 400);
+            support::without_metrics(&mut report);
+            report
+        }
         "limited" => support::limited(),
         "hostile" => support::hostile(),
         _ => support::empty(),

@@ -2,16 +2,17 @@
 //! `schema/report.v1.json`.
 //!
 //! Fields beyond the contract are additive: `meta`, `verdict` and `verdictText`, `coverage.partialReasons`,
-//! `coverage.negativeSegments`, `coverage.notes`, `hops[].near`, `connections[].sockets`, `slowest`. Not measured yet, and
-//! therefore empty objects: `connections[].metrics.retransmit` and `.drop`; `null` where a recording does not say:
-//! `coverage.probeTier`, `coverage.probeCostNsPerEvent`, `hops[].total` (no full request), `verdict`.
+//! `coverage.negativeSegments`, `coverage.notes`, `coverage.metricsMissing`, `hops[].near`, `slowest`, and of `connections` everything but pod, process,
+//! peer, side, protocol and metrics. What was not measured is absent (metrics, with the reason in `coverage.metricsMissing`), or `null` where a
+//! recording does not say: `coverage.probeTier`, `coverage.probeCostNsPerEvent`, `hops[].total` (no full request), `verdict`.
+
+mod connections;
 
 use crate::safe::harmless_json;
 use crate::wire::{RequestLine, Rfc3339};
 use crate::{REPORT_SCHEMA, RenderError, ReportMeta, verdict};
-use meshdiff_analyzer::{
-    ConnectionSummary, Coverage, Distribution, Finding, HopSummary, NearQuantile, Report, SegmentStats, Verdict,
-};
+use connections::Connection;
+use meshdiff_analyzer::{Coverage, Distribution, Finding, HopSummary, NearQuantile, Report, SegmentStats, Verdict};
 use meshdiff_model::{DurationNs, HopProtocol, ProbeTier, SegmentMap, Workload, WorkloadSource};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
@@ -84,6 +85,7 @@ struct CoverageLine<'a> {
     probe_tier: Option<ProbeTier>,
     probe_cost_ns_per_event: Option<u64>,
     notes: &'a [String],
+    metrics_missing: BTreeMap<&'static str, &'a str>,
 }
 
 #[derive(Serialize)]
@@ -229,51 +231,6 @@ impl SegmentLine {
 }
 
 #[derive(Serialize)]
-struct Connection<'a> {
-    pod: &'a str,
-    process: &'a str,
-    peer: &'a str,
-    side: &'static str,
-    protocol: &'static str,
-    sockets: u64,
-    metrics: Metrics,
-}
-
-/// What DESIGN names. Empty objects were not measured.
-#[derive(Serialize)]
-struct Metrics {
-    write: Value,
-    read: Value,
-    rtt: Measured,
-    connect: Measured,
-    close: Value,
-    retransmit: Value,
-    drop: Value,
-}
-
-#[derive(Serialize)]
-struct Measured {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    count: Option<u64>,
-    #[serde(flatten)]
-    dist: Option<Dist>,
-}
-
-impl Metrics {
-    fn of(c: &ConnectionSummary) -> Self {
-        Self {
-            write: json!({ "bytes": c.write_bytes, "calls": c.write_calls }),
-            read: json!({ "bytes": c.read_bytes }),
-            rtt: Measured { count: None, dist: c.rtt.as_ref().map(Dist::from) },
-            connect: Measured { count: Some(c.connects), dist: c.connect.as_ref().map(Dist::from) },
-            close: json!({ "count": c.closes }),
-            retransmit: json!({}),
-            drop: json!({}),
-        }
-    }
-}
-
-#[derive(Serialize)]
 struct FindingLine<'a> {
     code: &'a str,
     level: &'static str,
@@ -302,7 +259,7 @@ impl<'a> Document<'a> {
             verdict_text: verdict::sentence_text(r),
             verdict: r.verdict.as_ref().map(VerdictLine::of),
             hops: r.hops.iter().map(Hop::of).collect(),
-            connections: r.connections.iter().map(Connection::of).collect(),
+            connections: r.lines.iter().enumerate().flat_map(|(i, l)| Connection::of(i, l)).collect(),
             findings: r.findings.iter().map(FindingLine::of).collect(),
             slowest: r.slowest.iter().map(|request| RequestLine::of(request, true, Some(&r.slowest))).collect(),
         }
@@ -325,6 +282,7 @@ impl<'a> CoverageLine<'a> {
             probe_tier: c.probe_tier,
             probe_cost_ns_per_event: c.probe_cost_ns_per_event,
             notes: &c.notes,
+            metrics_missing: c.missing_metrics.iter().map(|(metric, why)| (metric.as_str(), why.as_str())).collect(),
         }
     }
 }
@@ -377,20 +335,6 @@ impl<'a> Hop<'a> {
                     segments,
                 })
                 .collect(),
-        }
-    }
-}
-
-impl<'a> Connection<'a> {
-    fn of(c: &'a ConnectionSummary) -> Self {
-        Self {
-            pod: &c.pod,
-            process: &c.process,
-            peer: &c.peer,
-            side: if c.is_client { "client" } else { "server" },
-            protocol: c.protocol,
-            sockets: c.sockets,
-            metrics: Metrics::of(c),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod markdown;
 pub mod requests;
 pub mod table;
 
+mod lines;
 mod safe;
 mod summary;
 mod text;

@@ -2,13 +2,15 @@
 
 use crate::safe::visible;
 use crate::verdict::{self, Trust};
-use crate::{RenderError, ReportMeta, summary, text};
-use meshdiff_analyzer::{Coverage, Level, Report};
+use crate::{RenderError, ReportMeta, lines, summary, text};
+use meshdiff_analyzer::{Coverage, Level, LineSummary, Report};
 use meshdiff_model::DurationNs;
 use std::io::Write;
 
 /// Rows of the hops' table; the rest is counted.
 const MAX_HOPS: usize = 30;
+/// Rows of the connections' table; the rest is counted.
+const MAX_LINES: usize = 15;
 /// Places in the list under the verdict.
 const MAX_PLACES: usize = 5;
 
@@ -34,6 +36,7 @@ pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result
     coverage(&report.coverage, out)?;
     hops(report, out)?;
     findings(report, out)?;
+    connections(report, out)?;
     writeln!(
         out,
         "<sub>{} to {} · {} · {} · meshdiff {}</sub>",
@@ -153,6 +156,48 @@ fn findings(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
         )?;
     }
     writeln!(out)?;
+    Ok(())
+}
+
+/// The lines with the most traffic, in short.
+fn connections(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
+    if report.lines.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "### Connections\n")?;
+    writeln!(
+        out,
+        "| client → server | protocol | connections | sent | received | RTT p50 | failed | resets | resent | dropped |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    )?;
+    let mut order: Vec<&LineSummary> = report.lines.iter().collect();
+    order.sort_by_key(|l| std::cmp::Reverse(l.bytes()));
+    for l in order.iter().take(MAX_LINES) {
+        // Of what both ends count, the client's view where there is one.
+        let Some(m) = l.client.metrics.as_ref().or(l.server.metrics.as_ref()).map(|m| &m.total) else { continue };
+        writeln!(
+            out,
+            "| {} → {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            code(&lines::end(&l.client)),
+            code(&lines::end(&l.server)),
+            lines::protocol(l),
+            text::count(l.connections),
+            lines::bytes(m.write.as_ref()),
+            lines::bytes(m.read.as_ref()),
+            lines::quantile(m.rtt.as_ref(), 0.5),
+            lines::count(lines::failed(m)),
+            lines::count(m.close.as_ref().and_then(|c| c.resets)),
+            lines::count(m.retransmits),
+            lines::count(lines::dropped(m)),
+        )?;
+    }
+    if report.lines.len() > MAX_LINES {
+        writeln!(out, "\n{} more lines in the JSON report.", report.lines.len() - MAX_LINES)?;
+    }
+    writeln!(out)?;
+    for sentence in lines::missing(&report.coverage) {
+        writeln!(out, "{}\n", escape(&sentence))?;
+    }
     Ok(())
 }
 

@@ -3,10 +3,10 @@
 
 use crate::safe::{shorten, visible};
 use crate::verdict::{self, Trust};
-use crate::{RenderError, ReportMeta, summary, text};
+use crate::{RenderError, ReportMeta, lines, summary, text};
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
-use meshdiff_analyzer::{Coverage, Distribution, Level, Report};
-use meshdiff_model::DurationNs;
+use meshdiff_analyzer::{Coverage, Distribution, EndMetrics, Level, LineSummary, Report};
+use meshdiff_model::{DurationNs, IoMetrics};
 use std::io::Write;
 
 /// How the table shall look.
@@ -331,26 +331,98 @@ fn segments(report: &Report, options: &TableOptions, out: &mut impl Write) -> Re
 }
 
 fn connections(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
-    if report.connections.is_empty() {
+    if report.lines.is_empty() {
         return Ok(());
     }
-    let header =
-        ["pod", "process", "side", "peer", "protocol", "sockets", "sent", "received", "rtt p50", "connects", "closes"];
-    let mut t = table(options, &header, 5);
-    for c in &report.connections {
+    writeln!(out, "Connections")?;
+    let header = ["line", "client → server", "protocol", "peer known by", "connections"];
+    let mut t = table(options, &header, 4);
+    for (i, l) in report.lines.iter().enumerate() {
         t.add_row([
-            name(&visible(&c.pod)),
-            name(&visible(&c.process)),
-            if c.is_client { "client" } else { "server" }.into(),
-            name(&visible(&c.peer)),
-            c.protocol.into(),
-            text::count(c.sockets),
-            text::bytes(c.write_bytes),
-            text::bytes(c.read_bytes),
-            time(c.rtt.as_ref(), |d| d.p50),
-            text::count(c.connects),
-            text::count(c.closes),
+            (i + 1).to_string(),
+            format!("{} → {}", name(&lines::end(&l.client)), name(&lines::end(&l.server))),
+            lines::protocol(l),
+            l.peer_known_by.as_str().into(),
+            text::count(l.connections),
         ]);
+    }
+    print(&t, out)?;
+    metrics(report, options, out)?;
+    for sentence in lines::missing(&report.coverage) {
+        for l in wrap(&sentence, options.width) {
+            writeln!(out, "{l}")?;
+        }
+    }
+    let remarks = report.lines.iter().enumerate().flat_map(|(i, l)| {
+        sides(l).flat_map(move |(side, m)| {
+            lines::remarks(&m.total).into_iter().map(move |r| format!("Line {} {side}: {r}.", i + 1))
+        })
+    });
+    for remark in remarks {
+        writeln!(out, "{remark}")?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+fn sides(l: &LineSummary) -> impl Iterator<Item = (&'static str, &EndMetrics)> {
+    ["client", "server"].into_iter().zip(l.ends()).filter_map(|(side, end)| Some((side, end.metrics.as_ref()?)))
+}
+
+/// Times are medians, and the 99th percentile beside them.
+fn metrics(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
+    let header = [
+        "line",
+        "side",
+        "writes",
+        "sent",
+        "write p50",
+        "p99",
+        "reads",
+        "received",
+        "read p50",
+        "p99",
+        "waited p50",
+        "rtt p50",
+        "p99",
+        "connects",
+        "failed",
+        "handshake p50",
+        "closes",
+        "resets",
+        "resent",
+        "dropped",
+    ];
+    let mut t = table(options, &header, 2);
+    for (i, l) in report.lines.iter().enumerate() {
+        for (side, m) in sides(l) {
+            let m = &m.total;
+            let calls = |io: &Option<IoMetrics>| lines::count(io.as_ref().map(|io| io.calls));
+            let took = |io: &Option<IoMetrics>, q| lines::quantile(io.as_ref().and_then(|io| io.duration.as_ref()), q);
+            let handshake = m.connect.as_ref().and_then(|c| c.handshake.as_ref());
+            t.add_row([
+                (i + 1).to_string(),
+                side.to_owned(),
+                calls(&m.write),
+                lines::bytes(m.write.as_ref()),
+                took(&m.write, 0.5),
+                took(&m.write, 0.99),
+                calls(&m.read),
+                lines::bytes(m.read.as_ref()),
+                took(&m.read, 0.5),
+                took(&m.read, 0.99),
+                lines::quantile(m.read.as_ref().and_then(|io| io.wait.as_ref()), 0.5),
+                lines::quantile(m.rtt.as_ref(), 0.5),
+                lines::quantile(m.rtt.as_ref(), 0.99),
+                lines::count(m.connect.as_ref().map(|c| c.count)),
+                lines::count(lines::failed(m)),
+                lines::quantile(handshake, 0.5),
+                lines::count(m.close.as_ref().map(|c| c.count)),
+                lines::count(m.close.as_ref().and_then(|c| c.resets)),
+                lines::count(m.retransmits),
+                lines::count(lines::dropped(m)),
+            ]);
+        }
     }
     print(&t, out)
 }

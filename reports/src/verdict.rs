@@ -202,7 +202,7 @@ mod tests {
             coverage,
             verdict,
             hops: vec![],
-            connections: vec![],
+            lines: vec![],
             findings: vec![],
             slowest: vec![],
         }

@@ -56,6 +56,58 @@ window.addEventListener("error", (e) => { document.body.dataset.error = e.messag
     }
   }
 
+  // A line of the process topology: its panel opens when it is clicked, or reached with the keyboard.
+  const panels = $("panels");
+  const choose = (id) => {
+    if (!panels) return false;
+    let found = null;
+    for (const line of all(".line", panels)) {
+      line.classList.toggle("on", line.id === id);
+      if (line.id === id) found = line;
+    }
+    for (const wire of all(".wire")) {
+      wire.classList.toggle("on", wire.dataset.line === id);
+      if (wire.dataset.line === id) wire.setAttribute("aria-current", "true");
+      else wire.removeAttribute("aria-current");
+    }
+    document.querySelector(".processes").classList.toggle("chosen", Boolean(found));
+    const map = $("map-connections");
+    if (found && map) map.checked = true;
+    if (found) found.scrollTop = 0;
+    return found;
+  };
+  const forget = () => {
+    choose(null);
+    if (location.hash.startsWith("#line-")) history.replaceState(null, "", location.pathname + location.search);
+  };
+  if (panels) {
+    panels.classList.add("scripted");
+    for (const wire of all(".wire")) {
+      wire.addEventListener("focus", () => choose(wire.dataset.line));
+      wire.addEventListener("click", (e) => {
+        e.preventDefault();
+        choose(wire.dataset.line);
+        history.replaceState(null, "", "#" + wire.dataset.line);
+      });
+    }
+    for (const link of all(".line-close", panels)) {
+      link.addEventListener("click", (e) => {
+        e.preventDefault();
+        const wire = document.querySelector(".wire.on");
+        forget();
+        // The keyboard goes on from where it was; focus alone must not open the panel again.
+        if (wire) { wire.focus({ preventScroll: true }); forget(); }
+      });
+    }
+    document.addEventListener("keydown", (e) => { if (e.key === "Escape") forget(); });
+    const follow = () => {
+      const line = choose(location.hash.slice(1));
+      if (line) document.querySelector(".map-connections").scrollIntoView({ block: "end" });
+    };
+    window.addEventListener("hashchange", () => { if (location.hash.startsWith("#line-")) follow(); });
+    if (location.hash.startsWith("#line-")) follow();
+  }
+
   // Filter by name, where there is more than a screen of hops.
   const filter = $("filter");
   const apply = () => {

@@ -2,9 +2,10 @@
 
 use crate::args::SourceArgs;
 use crate::exit::Failure;
-use meshdiff_analyzer::{AttributedRequest, attribute_all, select};
+use meshdiff_analyzer::{AttributedRequest, Metric, MissingMetrics, attribute_all, select};
 use meshdiff_capture::{Capture, CaptureData};
 use meshdiff_discovery::{Owners, service_of_cluster};
+use meshdiff_graph::lines::MetricsInput;
 use meshdiff_graph::{Directory, HopInput, MeshGraph};
 use meshdiff_model::{MonotonicNs, NodeId, ProbeTier, WallTime, Workload, WorkloadSource};
 use std::collections::BTreeSet;
@@ -21,6 +22,8 @@ pub(crate) struct Analysis {
     pub(crate) notes: Vec<String>,
     pub(crate) window: (WallTime, WallTime),
     pub(crate) namespace: Option<String>,
+    /// The connection metrics that the capture lacks, each with the reason.
+    pub(crate) missing_metrics: MissingMetrics,
 }
 
 /// Who owns what, by what the proxies said of themselves.
@@ -56,6 +59,8 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
     };
     let mut data = Capture::open(&path)?.read()?;
     let mut notes = data.warnings();
+    // Attempts and reports of what was not over are in the capture; hops are made of what ended.
+    data.access_logs.retain(|log| log.access_log_type.is_terminal());
     let earlier = leave_out_what_ended_before(&mut data);
     if earlier > 0 {
         tracing::info!(earlier, "log entries of requests that had ended when the recording began are left out");
@@ -65,11 +70,12 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
     let input = HopInput {
         sockets: &data.sockets,
         messages: &data.messages,
+        http2: &data.http2_streams,
         access_logs: &data.access_logs,
         clock: &data.meta.clock,
         window: (data.meta.start.monotonic, end),
     };
-    let mesh = MeshGraph::build(input, &data.processes, &directory);
+    let mut mesh = MeshGraph::build(input, &data.processes, &directory);
     let (all, errors) = attribute_all(&mesh, &directory, &data.meta.clock);
     if let Some(first) = errors.first() {
         notes.push(format!("{} requests contradict themselves and were left out: {first}", errors.len()));
@@ -103,8 +109,43 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
         };
         return Err(Failure::TooLittleData(text));
     }
+    let missing_metrics = measure(&mut mesh, &data, since.and_then(|s| data.meta.clock.to_monotonic(s)));
     let start = since.map_or(data.meta.start.wall, |s| WallTime(s.0.max(data.meta.start.wall.0)));
-    Ok(Analysis { path, mesh, requests, notes, window: (start, end_wall), namespace: args.namespace.clone(), data })
+    let namespace = args.namespace.clone();
+    Ok(Analysis { path, mesh, requests, notes, window: (start, end_wall), namespace, missing_metrics, data })
+}
+
+/// Puts the sockets' metrics on the lines of the process topology, and says which ones the capture lacks.
+fn measure(mesh: &mut MeshGraph, data: &CaptureData, since: Option<MonotonicNs>) -> MissingMetrics {
+    let mut missing = MissingMetrics::new();
+    let mut lack = |metrics: &[Metric], why: &str| missing.extend(metrics.iter().map(|m| (*m, why.to_owned())));
+    // What was recorded before there were metrics has messages and sockets, which tell some of them.
+    let old = true;
+    if data.meta.probes.tier == ProbeTier::None {
+        lack(&Metric::ALL, "The capture was recorded without probes.");
+    } else if old {
+        lack(
+            &[
+                Metric::WriteTime,
+                Metric::ReadTime,
+                Metric::ConnectFailures,
+                Metric::CloseDetails,
+                Metric::Retransmit,
+                Metric::Drop,
+                Metric::Windows,
+            ],
+            "The capture was recorded before connection metrics were; calls and bytes are what its messages tell.",
+        );
+        if since.is_some() {
+            lack(
+                &[Metric::Write, Metric::Read, Metric::Rtt],
+                "Without metrics by window, --since leaves nothing of them.",
+            );
+        }
+    }
+    let from_messages = old && since.is_none();
+    mesh.topology.measure(MetricsInput { sockets: &data.sockets, metrics: &[], since, from_messages });
+    missing
 }
 
 /// Envoy keeps entries for up to a second before it sends them, so a recording gets some of requests that were over when it

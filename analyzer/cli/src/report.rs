@@ -23,6 +23,8 @@ pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
         probe_tier: Some(analysis.data.meta.probes.tier),
         probe_stats: analysis.data.meta.probes.stats,
         notes: analysis.notes.clone(),
+        missing_metrics: analysis.missing_metrics.clone(),
+        clock: analysis.data.meta.clock.clone(),
     };
     let report = meshdiff_analyzer::report(&analysis.requests, &analysis.mesh, input);
     let render = |out: &mut dyn Write, terminal: bool| {

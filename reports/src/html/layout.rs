@@ -6,9 +6,8 @@
 use rust_sugiyama::configure::{Config, RankingType};
 use rust_sugiyama::from_vertices_and_edges;
 
-/// Room that a node and a bend take in their column.
+/// Room that bends and gaps take in their column.
 pub(super) struct Sizes {
-    pub(super) node: f64,
     pub(super) bend: f64,
     /// Between two of a column.
     pub(super) gap: f64,
@@ -32,9 +31,11 @@ pub(super) struct Placed {
     pub(super) height: f64,
 }
 
-/// Places `nodes` nodes. Edges must name existing nodes; both directions of a pair and loops are allowed. The result
+/// Places nodes of these heights. Edges must name existing nodes; both directions of a pair and loops are allowed. The result
 /// depends on nothing but the arguments.
-pub(super) fn place(nodes: usize, edges: &[(usize, usize)], sizes: &Sizes) -> Placed {
+pub(super) fn place(node_heights: &[f64], edges: &[(usize, usize)], sizes: &Sizes) -> Placed {
+    let nodes = node_heights.len();
+    let size = |v: usize| node_heights.get(v).copied().unwrap_or(sizes.bend);
     let forward = without_cycles(nodes, edges);
     let rank = ranks(nodes, &forward);
     // Vertices of the layered graph: the nodes, then the bends. Each edge between neighbouring columns only.
@@ -51,9 +52,8 @@ pub(super) fn place(nodes: usize, edges: &[(usize, usize)], sizes: &Sizes) -> Pl
         }
         chains.push(chain);
     }
-    let y = heights(nodes, &column, &chains, sizes);
+    let y = heights(&column, &chains, sizes.gap, size);
     let at = |v: usize| At { column: column[v], y: y[v] };
-    let size = |v: usize| if v < nodes { sizes.node } else { sizes.bend };
     let routes = chains
         .iter()
         .zip(edges)
@@ -148,8 +148,7 @@ fn ranks(nodes: usize, edges: &[(usize, usize)]) -> Vec<usize> {
 }
 
 /// The height of each vertex's middle. Parts of the graph that are not connected are stacked.
-fn heights(nodes: usize, column: &[usize], chains: &[Vec<usize>], sizes: &Sizes) -> Vec<f64> {
-    let size = |v: usize| if v < nodes { sizes.node } else { sizes.bend };
+fn heights(column: &[usize], chains: &[Vec<usize>], gap: f64, size: impl Fn(usize) -> f64) -> Vec<f64> {
     let narrow = |v: usize| u32::try_from(v).unwrap_or(u32::MAX);
     let mut edges: Vec<(u32, u32)> =
         chains.iter().flat_map(|c| c.windows(2)).map(|w| (narrow(w[0]), narrow(w[1]))).collect();
@@ -163,7 +162,7 @@ fn heights(nodes: usize, column: &[usize], chains: &[Vec<usize>], sizes: &Sizes)
     let vertices: Vec<(u32, (f64, f64))> =
         (0..column.len()).filter(|v| connected[*v]).map(|v| (narrow(v), (size(v), 1.0))).collect();
     let config = Config {
-        vertex_spacing: sizes.gap,
+        vertex_spacing: gap,
         dummy_vertices: true,
         ranking_type: RankingType::MinimizeEdgeLength,
         ..Config::default()
@@ -180,7 +179,7 @@ fn heights(nodes: usize, column: &[usize], chains: &[Vec<usize>], sizes: &Sizes)
         for i in 1..part.len() {
             let ((above, above_y), (v, v_y)) = (part[i - 1], part[i]);
             if column[above] == column[v] {
-                let least = above_y + (size(above) + size(v)) / 2.0 + sizes.gap;
+                let least = above_y + (size(above) + size(v)) / 2.0 + gap;
                 part[i].1 = v_y.max(least);
             }
         }
@@ -190,11 +189,11 @@ fn heights(nodes: usize, column: &[usize], chains: &[Vec<usize>], sizes: &Sizes)
             y[v] = x - first + top;
             bottom = f64::max(bottom, y[v] + size(v) / 2.0);
         }
-        top = bottom + sizes.gap;
+        top = bottom + gap;
     }
     for v in (0..column.len()).filter(|v| !connected[*v]) {
         y[v] = top + size(v) / 2.0;
-        top += size(v) + sizes.gap;
+        top += size(v) + gap;
     }
     y
 }
@@ -204,13 +203,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SIZES: Sizes = Sizes { node: 40.0, bend: 10.0, gap: 20.0 };
+    const SIZES: Sizes = Sizes { bend: 10.0, gap: 20.0 };
+    /// Nodes of three heights.
+    const NODES: [f64; 14] = [40.0, 90.0, 40.0, 25.0, 40.0, 90.0, 40.0, 25.0, 40.0, 90.0, 40.0, 25.0, 40.0, 90.0];
 
     #[test]
     fn bookinfo_reads_left_to_right() {
         // 0 load generator, 1 productpage, 2 details, 3 to 5 reviews, 6 ratings
         let edges = [(0, 1), (1, 2), (1, 3), (1, 4), (1, 5), (4, 6), (5, 6)];
-        let placed = place(7, &edges, &SIZES);
+        let placed = place(&NODES[..7], &edges, &SIZES);
         let columns: Vec<_> = placed.nodes.iter().map(|n| n.column).collect();
         assert_eq!(columns, [0, 1, 2, 2, 2, 2, 3]);
         assert_eq!(placed.columns, 4);
@@ -218,7 +219,7 @@ mod tests {
 
     #[test]
     fn loops_and_both_directions_are_placed() {
-        let placed = place(3, &[(0, 1), (1, 0), (1, 1), (2, 2)], &SIZES);
+        let placed = place(&NODES[..3], &[(0, 1), (1, 0), (1, 1), (2, 2)], &SIZES);
         assert_eq!(placed.nodes[1].column, 1);
         assert_eq!(placed.routes[1].first(), Some(&placed.nodes[1]));
         assert_eq!(placed.routes[1].last(), Some(&placed.nodes[0]));
@@ -235,12 +236,13 @@ mod tests {
             let mut edges: Vec<_> = raw.into_iter().map(|(a, b)| (a % nodes, b % nodes)).collect();
             edges.sort_unstable();
             edges.dedup();
-            let placed = place(nodes, &edges, &SIZES);
+            let placed = place(&NODES[..nodes], &edges, &SIZES);
             for (i, a) in placed.nodes.iter().enumerate() {
-                for b in &placed.nodes[..i] {
-                    prop_assert!(a.column != b.column || (a.y - b.y).abs() >= SIZES.node, "{a:?} {b:?}");
+                for (j, b) in placed.nodes[..i].iter().enumerate() {
+                    let apart = (NODES[i] + NODES[j]) / 2.0;
+                    prop_assert!(a.column != b.column || (a.y - b.y).abs() >= apart, "{a:?} {b:?}");
                 }
-                prop_assert!(a.y >= SIZES.node / 2.0 - 1e-6 && a.y <= placed.height);
+                prop_assert!(a.y >= NODES[i] / 2.0 - 1e-6 && a.y <= placed.height);
             }
             for (route, (from, to)) in placed.routes.iter().zip(&edges) {
                 if from != to {
@@ -249,7 +251,7 @@ mod tests {
                     prop_assert!(route.windows(2).all(|w| w[0].column.abs_diff(w[1].column) == 1));
                 }
             }
-            prop_assert_eq!(place(nodes, &edges, &SIZES), placed);
+            prop_assert_eq!(place(&NODES[..nodes], &edges, &SIZES), placed);
         }
     }
 }

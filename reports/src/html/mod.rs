@@ -4,10 +4,13 @@
 //! forbids all network by its content security policy, and allows one script by its hash.
 
 mod bars;
+mod charts;
 mod hops;
 mod layout;
+mod lines;
 mod numbers;
 mod overview;
+mod processes;
 mod topology;
 mod waterfall;
 
@@ -46,6 +49,8 @@ struct Page<'a> {
     hops: hops::HopsView,
     waterfalls: waterfall::WaterfallsView,
     findings: Vec<overview::FindingView>,
+    processes: Option<processes::ProcessesView>,
+    lines: Vec<lines::LineView>,
     connections: overview::ConnectionsView,
     legend: Vec<bars::LegendEntry>,
     definitions: Vec<(&'static str, &'static str, &'static str)>,
@@ -59,6 +64,7 @@ struct Page<'a> {
 /// If `out` refuses it.
 pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result<(), RenderError> {
     let (from, to) = report.window;
+    let drawn = processes::drawn(&report.lines);
     let page = Page {
         title: title(report),
         style: STYLE,
@@ -74,7 +80,9 @@ pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result
         hops: hops::HopsView::of(&report.hops),
         waterfalls: waterfall::WaterfallsView::of(&report.slowest),
         findings: report.findings.iter().map(overview::FindingView::of).collect(),
-        connections: overview::ConnectionsView::of(&report.connections),
+        processes: processes::ProcessesView::of(&report.lines),
+        lines: drawn.iter().map(|&i| lines::LineView::of(i, &report.lines[i])).collect(),
+        connections: overview::ConnectionsView::of(report, &drawn),
         legend: bars::legend(&report.hops),
         definitions: Segment::ALL.map(|s| (s.as_str(), text::segment(s), text::definition(s))).to_vec(),
         facts: facts(report, meta),

@@ -3,10 +3,11 @@
 use super::MAX_CONNECTIONS;
 use super::bars::{Bar, RawPart, percent};
 use super::hops::EndView;
-use crate::safe::{shorten, visible};
+use super::lines::{Name, anchor};
+use crate::safe::visible;
 use crate::verdict::{self, Piece, Trust};
-use crate::{table, text};
-use meshdiff_analyzer::{ConnectionSummary, Coverage, Finding, Report};
+use crate::{lines, table, text};
+use meshdiff_analyzer::{Coverage, Finding, LineEnd, LineSummary, Report};
 use meshdiff_model::ProbeTier;
 
 /// Places listed beneath the verdict; the rest is in the JSON.
@@ -210,57 +211,67 @@ impl FindingView {
 /// The process topology as a table.
 pub(super) struct ConnectionsView {
     pub(super) rows: Vec<ConnectionView>,
+    pub(super) lines: usize,
     pub(super) hidden: usize,
+    /// What was not measured, and why.
+    pub(super) missing: Vec<String>,
 }
 
-/// A line of it.
+/// One side's view of a line.
 pub(super) struct ConnectionView {
-    pub(super) pod: Name,
-    pub(super) process: Name,
-    pub(super) peer: Name,
+    /// The line's panel, where there is one.
+    pub(super) anchor: Option<String>,
+    pub(super) who: Name,
     pub(super) side: &'static str,
-    pub(super) protocol: &'static str,
-    pub(super) sockets: String,
-    pub(super) sent: String,
-    pub(super) received: String,
-    pub(super) rtt: Option<(String, String)>,
-    pub(super) connects: String,
-    pub(super) connect: Option<String>,
-    pub(super) closes: String,
-}
-
-/// A name, short to read and whole on hover.
-pub(super) struct Name {
-    pub(super) short: String,
-    pub(super) full: String,
-}
-
-impl Name {
-    fn of(s: &str) -> Self {
-        let full = visible(s);
-        Self { short: shorten(&full, 36), full }
-    }
+    pub(super) peer: Name,
+    pub(super) protocol: String,
+    pub(super) known: &'static str,
+    /// Connections, sent, received, RTT p50 and p99, connects, failed, handshake, closes, resets, resent, dropped.
+    pub(super) numbers: [String; 12],
 }
 
 impl ConnectionsView {
-    pub(super) fn of(all: &[ConnectionSummary]) -> Self {
-        let row = |c: &ConnectionSummary| ConnectionView {
-            pod: Name::of(&c.pod),
-            process: Name::of(&c.process),
-            peer: Name::of(&c.peer),
-            side: if c.is_client { "client" } else { "server" },
-            protocol: c.protocol,
-            sockets: text::count(c.sockets),
-            sent: text::bytes(c.write_bytes),
-            received: text::bytes(c.read_bytes),
-            rtt: c.rtt.as_ref().map(|d| (text::duration(d.p50), text::duration(d.p99))),
-            connects: text::count(c.connects),
-            connect: c.connect.as_ref().map(|d| text::duration(d.p50)),
-            closes: text::count(c.closes),
-        };
+    pub(super) fn of(report: &Report, drawn: &[usize]) -> Self {
+        let all = &report.lines;
         Self {
-            rows: all.iter().take(MAX_CONNECTIONS).map(row).collect(),
+            rows: all
+                .iter()
+                .enumerate()
+                .take(MAX_CONNECTIONS)
+                .flat_map(|(i, l)| rows(l, drawn.binary_search(&i).is_ok().then(|| anchor(i))))
+                .collect(),
+            lines: all.len(),
             hidden: all.len().saturating_sub(MAX_CONNECTIONS),
+            missing: if all.is_empty() { vec![] } else { lines::missing(&report.coverage) },
         }
     }
+}
+
+fn rows(l: &LineSummary, anchor: Option<String>) -> Vec<ConnectionView> {
+    let view = |side, end: &LineEnd, peer: &LineEnd| {
+        let m = &end.metrics.as_ref()?.total;
+        Some(ConnectionView {
+            anchor: anchor.clone(),
+            who: Name::of(&lines::end(end)),
+            side,
+            peer: Name::of(&lines::end(peer)),
+            protocol: lines::protocol(l),
+            known: l.peer_known_by.as_str(),
+            numbers: [
+                text::count(l.connections),
+                lines::bytes(m.write.as_ref()),
+                lines::bytes(m.read.as_ref()),
+                lines::quantile(m.rtt.as_ref(), 0.5),
+                lines::quantile(m.rtt.as_ref(), 0.99),
+                lines::count(m.connect.as_ref().map(|c| c.count)),
+                lines::count(lines::failed(m)),
+                lines::quantile(m.connect.as_ref().and_then(|c| c.handshake.as_ref()), 0.5),
+                lines::count(m.close.as_ref().map(|c| c.count)),
+                lines::count(m.close.as_ref().and_then(|c| c.resets)),
+                lines::count(m.retransmits),
+                lines::count(lines::dropped(m)),
+            ],
+        })
+    };
+    [view("client", &l.client, &l.server), view("server", &l.server, &l.client)].into_iter().flatten().collect()
 }

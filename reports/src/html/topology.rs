@@ -19,7 +19,7 @@ const FEW_EDGES: usize = 12;
 const MARGIN: f64 = 18.0;
 const LABEL_HEIGHT: f64 = 19.0;
 const CHARACTER: f64 = 6.1;
-const SIZES: Sizes = Sizes { node: NODE_HEIGHT, bend: LABEL_HEIGHT, gap: 22.0 };
+const SIZES: Sizes = Sizes { bend: LABEL_HEIGHT, gap: 22.0 };
 
 /// The picture.
 pub(super) struct TopologyView {
@@ -113,7 +113,7 @@ impl TopologyView {
         }
         edges.sort_by_key(|e| (e.from, e.to));
         let pairs: Vec<_> = edges.iter().map(|e| (e.from, e.to)).collect();
-        let placed = place(nodes.len(), &pairs, &SIZES);
+        let placed = place(&vec![NODE_HEIGHT; nodes.len()], &pairs, &SIZES);
         let columns = Columns::of(edges.len());
         let (width, height) = columns.size(&placed);
         let workloads: Vec<&Workload> = names.into_values().collect();
@@ -172,16 +172,16 @@ fn count_edge(edges: &mut Vec<Edge>, from: usize, to: usize, hop_index: usize, h
     }
 }
 
-fn px(v: f64) -> String {
+pub(super) fn px(v: f64) -> String {
     format!("{v:.1}")
 }
 
 /// How columns are spread.
 #[derive(Clone, Copy)]
-struct Columns {
-    gap: f64,
+pub(super) struct Columns {
+    pub(super) gap: f64,
     /// Where on its stretch a label is, 0.5 to 1 towards the end that it belongs to.
-    label: f64,
+    pub(super) label: f64,
 }
 
 impl Columns {
@@ -192,17 +192,17 @@ impl Columns {
             Self { gap: COLUMN_GAPS.1, label: 0.62 }
         }
     }
-    fn left(self, column: usize) -> f64 {
+    pub(super) fn left(self, column: usize) -> f64 {
         MARGIN + column as f64 * (NODE_WIDTH + self.gap)
     }
-    fn size(self, placed: &Placed) -> (f64, f64) {
+    pub(super) fn size(self, placed: &Placed) -> (f64, f64) {
         let columns = placed.columns.max(1) as f64;
         // Room on top for a workload that calls itself.
         (2.0 * MARGIN + columns * NODE_WIDTH + (columns - 1.0) * self.gap, placed.height + 2.0 * MARGIN + 14.0)
     }
 }
 
-fn top(y: f64) -> f64 {
+pub(super) fn top(y: f64) -> f64 {
     y + MARGIN + 14.0
 }
 
@@ -321,12 +321,19 @@ fn free(taken: &mut Vec<f64>, wanted: f64) -> f64 {
     y
 }
 
-struct Drawn {
-    path: String,
-    head: String,
+pub(super) struct Drawn {
+    pub(super) path: String,
+    pub(super) head: String,
     label: (f64, f64),
     /// The gap between columns in which the label is.
     gap: usize,
+}
+
+impl Drawn {
+    /// Without a label.
+    pub(super) const fn of(path: String, head: String) -> Self {
+        Self { path, head, label: (0.0, 0.0), gap: 0 }
+    }
 }
 
 fn loop_path(at: At, columns: Columns) -> Drawn {
@@ -339,7 +346,7 @@ fn loop_path(at: At, columns: Columns) -> Drawn {
     }
 }
 
-fn path(route: &[At], (start, end): (f64, f64), label_at_end: bool, columns: Columns) -> Drawn {
+pub(super) fn path(route: &[At], (start, end): (f64, f64), label_at_end: bool, columns: Columns) -> Drawn {
     let rightward = route[1].column > route[0].column;
     let dir = if rightward { 1.0 } else { -1.0 };
     // The edge of a column that a line leaves or reaches.

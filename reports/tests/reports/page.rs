@@ -31,6 +31,7 @@ fn the_words_of_the_page() {
     report.findings = crate::support::findings();
     report.slowest.truncate(1);
     report.slowest[0].children.clear();
+    report.lines.truncate(2);
     insta::assert_snapshot!("words", words(&page(&report)));
     insta::assert_snapshot!("words_empty", words(&page(&empty())));
 }
@@ -77,14 +78,18 @@ fn limits_are_stated() {
             r
         })
         .collect();
-    let connection = report.connections[0].clone();
-    report.connections = (0..310).map(|_| connection.clone()).collect();
+    let line = report.lines[0].clone();
+    report.lines = (0..310).map(|_| line.clone()).collect();
     let page = page(&report);
     assert_eq!(page.matches("<article class=\"hop\"").count(), 200);
     assert_eq!(page.matches("<details class=\"wf\"").count(), 20);
-    for statement in
-        ["5 more hops are in the JSON", "5 more slow requests are in the JSON", "10 more lines are in the JSON"]
-    {
+    assert_eq!(page.matches("<article class=\"line\"").count(), 120);
+    for statement in [
+        "5 more hops are in the JSON",
+        "5 more slow requests are in the JSON",
+        "10 more lines are in the JSON",
+        "190 more are under Connections",
+    ] {
         assert!(page.contains(statement), "{statement}");
     }
 }

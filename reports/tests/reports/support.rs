@@ -1,12 +1,14 @@
 //! Reports to render: simulated from a call tree with a fixed seed, so that all numbers agree with each other.
 
 use meshdiff_analyzer::{
-    AttributedRequest, ConnectionSummary, Coverage, CoverageClass, Distribution, Finding, HopSummary, Level,
-    NearQuantile, Part, PartKind, Place, Report, RequestCoverage, SegmentStats, Sides, SocketRef, Vantage, Verdict,
+    AttributedRequest, Closes, Connects, Coverage, CoverageClass, Distribution, EndMetrics, EndRole, Finding,
+    HopSummary, Level, LineEnd, LineMetrics, LineProtocol, LineSummary, Metric, MetricsWindow, NearQuantile, Part,
+    PartKind, PeerKnownBy, Place, Report, RequestCoverage, SegmentStats, Sides, SocketRef, TlsTally, Vantage, Verdict,
 };
 use meshdiff_model::{
-    Attribution, Crossing, Detail, DurationNs, Evidence, HopProtocol, LocalAddr, MonotonicNs, PeerAddr, ProbeTier,
-    RequestId, Segment, SegmentMap, SocketCookie, WallTime, Workload, WorkloadSource,
+    Attribution, Closer, Crossing, Detail, DropReason, DurationNs, Errno, Evidence, ExponentialHistogram, HopProtocol,
+    IoMetrics, Link, LocalAddr, MonotonicNs, PeerAddr, ProbeTier, RequestId, Segment, SegmentMap, SocketCookie,
+    TlsVersion, WallTime, Workload, WorkloadSource,
 };
 use meshdiff_reports::ReportMeta;
 use std::collections::BTreeMap;
@@ -475,37 +477,178 @@ pub(crate) fn simulate(services: &[Service], entries: usize) -> Report {
             ..Coverage::default()
         },
         verdict: Some(verdict),
-        connections: connections(services, seen),
+        lines: lines(services, seen),
         hops,
         findings: vec![],
         slowest,
     }
 }
 
-fn connections(services: &[Service], seen: u64) -> Vec<ConnectionSummary> {
-    let rtt = distribution(vec![21_000, 24_000, 31_000, 55_000]);
-    services
-        .iter()
-        .enumerate()
-        .flat_map(|(i, s)| {
-            let line = move |process: &str, peer: &str, is_client| ConnectionSummary {
-                pod: format!("{}-7d9f8c6b5-x{i:03}", s.name),
-                process: process.into(),
-                peer: peer.into(),
-                is_client,
-                protocol: "http",
-                sockets: 4 + i as u64,
-                write_bytes: seen * 412,
-                write_calls: seen,
-                read_bytes: seen * 5_183,
-                rtt: Some(rtt),
-                connects: if is_client { 4 } else { 0 },
-                connect: is_client.then_some(rtt),
-                closes: 1,
-            };
-            [line("envoy", "python3", true), line("python3", "envoy", false)]
-        })
-        .collect()
+/// Both views of the lines that such a mesh has: applications and their sidecars, sidecars among each other, and one service outside.
+fn lines(services: &[Service], seen: u64) -> Vec<LineSummary> {
+    let mut list = Vec::new();
+    let app = |i: usize| end(&services[i], i, EndRole::Application, if i == 0 { "loadgen" } else { "python3" });
+    let sidecar = |i: usize| end(&services[i], i, EndRole::Sidecar, "envoy");
+    for (i, service) in services.iter().enumerate() {
+        let line = |client, server, link, tls| line(client, server, link, tls, i as u64, seen);
+        if i > 0 {
+            list.push(line(sidecar(i), app(i), Link::ServerLoopback, false));
+        }
+        if !service.calls.is_empty() {
+            list.push(line(app(i), sidecar(i), Link::ClientLoopback, false));
+        }
+        for (to, _) in &service.calls {
+            list.push(line(sidecar(i), sidecar(*to), Link::Network, true));
+        }
+    }
+    if let Some(last) = services.len().checked_sub(1) {
+        let outside = LineEnd {
+            role: EndRole::Outside,
+            namespace: None,
+            workload: None,
+            pod: None,
+            process: None,
+            pids: vec![],
+            address: Some("192.0.2.10:443".into()),
+            service: Some("api.example.com".into()),
+            metrics: None,
+        };
+        let mut line = line(sidecar(last), outside, Link::Network, true, 5, seen);
+        line.server.metrics = None;
+        line.link = None;
+        line.protocol = LineProtocol::Tls;
+        line.peer_known_by = PeerKnownBy::Unknown;
+        line.known_by = [(PeerKnownBy::Unknown, 9)].into();
+        line.tls_said.versions = [(TlsVersion::Tls13, 9)].into();
+        line.tls_said.server_names = [("api.example.com".into(), 9)].into();
+        line.tls_said.alpn_offered = [("h2".into(), 9)].into();
+        if let Some(connect) = line.client.metrics.as_mut().and_then(|m| m.total.connect.as_mut()) {
+            connect.failures = Some([(Errno(111), 3), (Errno(110), 2)].into());
+        }
+        list.push(line);
+    }
+    list
+}
+
+fn end(service: &Service, i: usize, role: EndRole, process: &str) -> LineEnd {
+    LineEnd {
+        role,
+        namespace: Some(service.namespace.clone()),
+        workload: Some(service.name.clone()),
+        pod: Some(format!("{}-7d9f8c6b5-x{i:03}", service.name)),
+        process: Some(process.into()),
+        pids: vec![4_000 + i as u32],
+        address: Some(format!("10.77.0.{}", i + 2)),
+        service: None,
+        metrics: None,
+    }
+}
+
+fn line(mut client: LineEnd, mut server: LineEnd, link: Link, tls: bool, salt: u64, seen: u64) -> LineSummary {
+    client.metrics = Some(end_metrics(salt + 1, seen));
+    server.metrics = Some(end_metrics(salt + 100, seen));
+    LineSummary {
+        client,
+        server,
+        protocol: LineProtocol::Http11,
+        tls: Some(tls),
+        tls_said: TlsTally::default(),
+        link: Some(link),
+        peer_known_by: PeerKnownBy::Matched,
+        known_by: [(PeerKnownBy::Matched, 8), (PeerKnownBy::Inferred, 1)].into(),
+        connections: 9,
+        destinations: [("10.96.0.1:9080".parse().expect("an address"), 9)].into(),
+    }
+}
+
+fn histogram(random: &mut Random, n: u64, us: u64) -> ExponentialHistogram {
+    (0..n).map(|_| random.around(us)).collect()
+}
+
+/// Two windows and their sum.
+fn end_metrics(salt: u64, seen: u64) -> EndMetrics {
+    let mut random = Random(salt);
+    let io = |random: &mut Random, n: u64, wait: bool| IoMetrics {
+        calls: n,
+        bytes: n * 412,
+        duration: Some(histogram(random, n, 14)),
+        wait: wait.then(|| histogram(random, n, 9)),
+    };
+    let mut part = |n: u64, resent: u64| LineMetrics {
+        write: Some(io(&mut random, n, false)),
+        read: Some(io(&mut random, n, true)),
+        rtt: Some(histogram(&mut random, n, 48)),
+        connect: Some(Connects {
+            count: 4,
+            handshake: Some(histogram(&mut random, 4, 120)),
+            failures: Some(BTreeMap::new()),
+        }),
+        close: Some(Closes {
+            count: 2,
+            by: Some([(Closer::Local, 1), (Closer::Remote, 1)].into()),
+            resets: Some(1),
+            duration: Some(histogram(&mut random, 2, 300)),
+        }),
+        retransmits: Some(resent),
+        drops: Some([(DropReason("TCP_OLD_DATA".into()), resent)].into()),
+        lost_events: 0,
+    };
+    let n = seen.clamp(4, 400);
+    let parts = [part(n / 2, 0), part(n - n / 2, 2)];
+    let window = |i: i64| EPOCH + i * 10_000_000_000;
+    EndMetrics {
+        sockets: 9,
+        total: sum(&parts),
+        windows: (0..)
+            .zip(parts)
+            .map(|(i, metrics)| MetricsWindow {
+                start: WallTime(window(i)),
+                offset: DurationNs(i * 10_000_000_000),
+                metrics,
+            })
+            .collect(),
+    }
+}
+
+fn sum(parts: &[LineMetrics; 2]) -> LineMetrics {
+    fn merged(a: &Option<ExponentialHistogram>, b: &Option<ExponentialHistogram>) -> Option<ExponentialHistogram> {
+        let mut sum = a.clone()?;
+        sum.merge(b.as_ref()?);
+        Some(sum)
+    }
+    let [a, b] = parts;
+    let mut total = a.clone();
+    for (io, other) in [(&mut total.write, &b.write), (&mut total.read, &b.read)] {
+        if let (Some(io), Some(other)) = (io, other) {
+            io.merge(other);
+        }
+    }
+    total.rtt = merged(&a.rtt, &b.rtt);
+    if let (Some(c), Some(ca), Some(cb)) = (&mut total.connect, &a.connect, &b.connect) {
+        c.count = ca.count + cb.count;
+        c.handshake = merged(&ca.handshake, &cb.handshake);
+    }
+    if let (Some(c), Some(ca), Some(cb)) = (&mut total.close, &a.close, &b.close) {
+        c.count = ca.count + cb.count;
+        c.by = Some([(Closer::Local, 2), (Closer::Remote, 2)].into());
+        c.resets = Some(2);
+        c.duration = merged(&ca.duration, &cb.duration);
+    }
+    total.retransmits = b.retransmits;
+    total.drops.clone_from(&b.drops);
+    total
+}
+
+/// The metrics as a recording has them that was made before metrics were.
+pub(crate) fn without_metrics(report: &mut Report) {
+    let why = "The capture was recorded before connection metrics were.";
+    report.coverage.missing_metrics =
+        [Metric::WriteTime, Metric::Retransmit, Metric::Drop].map(|m| (m, why.to_owned())).into();
+    for m in report.lines.iter_mut().flat_map(|l| [&mut l.client, &mut l.server]).filter_map(|e| e.metrics.as_mut()) {
+        m.windows.clear();
+        (m.total.retransmits, m.total.drops) = (None, None);
+        m.total.write.iter_mut().for_each(|io| io.duration = None);
+    }
 }
 
 /// A finding of each level.
@@ -551,7 +694,7 @@ pub(crate) fn empty() -> Report {
         coverage: Coverage::default(),
         verdict: None,
         hops: vec![],
-        connections: vec![],
+        lines: vec![],
         findings: vec![],
         slowest: vec![],
     }
@@ -608,10 +751,18 @@ pub(crate) fn hostile() -> Report {
         r.path = Some(format!("/{HOSTILE}").into());
         r.response_flags = vec![HOSTILE.into()];
     }
-    for c in &mut report.connections {
-        c.pod = HOSTILE.into();
-        c.process = HOSTILE.into();
-        c.peer = HOSTILE.into();
+    for (i, l) in report.lines.iter_mut().enumerate() {
+        for e in [&mut l.client, &mut l.server] {
+            e.pod = e.pod.as_ref().map(|_| format!("{HOSTILE}{i}"));
+            e.process = e.process.as_ref().map(|_| HOSTILE.into());
+            e.service = e.service.as_ref().map(|_| HOSTILE.into());
+        }
+        l.tls_said.server_names = [(HOSTILE.into(), 1)].into();
+        l.tls_said.alpn_offered = [(HOSTILE.into(), 1)].into();
+        if let Some(m) = &mut l.client.metrics {
+            m.total.drops = Some([(DropReason(HOSTILE.into()), 1)].into());
+        }
     }
+    report.coverage.missing_metrics = [(Metric::Retransmit, HOSTILE.to_owned())].into();
     report
 }

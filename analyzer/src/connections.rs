@@ -1,0 +1,393 @@
+//! The lines of the process topology, for a report: who is connected to whom, and what was measured on either side.
+
+use meshdiff_graph::lines::{
+    Line, LineProtocol, LineSide, Measured, PeerKnownBy, Place, ProgramRole, TlsTally, Topology,
+};
+use meshdiff_model::{
+    ClockAnchor, Closer, DropReason, DurationNs, Errno, ExponentialHistogram, IoMetrics, Link, SocketMetrics, WallTime,
+};
+use petgraph::graph::NodeIndex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+/// A line of the process topology: all connections from one program to another that speak one protocol.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LineSummary {
+    /// Who connects.
+    pub client: LineEnd,
+    /// Who accepts.
+    pub server: LineEnd,
+    /// What is spoken.
+    pub protocol: LineProtocol,
+    /// Whether it is encrypted; `None` where nothing tells.
+    pub tls: Option<bool>,
+    /// What its ends said of TLS in the clear.
+    pub tls_said: TlsTally,
+    /// Which part of a request's way it is; `None` for other traffic.
+    pub link: Option<Link>,
+    /// How the peers of most of its connections are known.
+    pub peer_known_by: PeerKnownBy,
+    /// Its connections by how their peer is known.
+    pub known_by: BTreeMap<PeerKnownBy, u64>,
+    /// Its connections.
+    pub connections: u64,
+    /// Where the client wanted to go (before any REDIRECT), with the connections to each.
+    pub destinations: BTreeMap<SocketAddr, u64>,
+}
+
+/// One end of a line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LineEnd {
+    /// What it is.
+    pub role: EndRole,
+    /// Kubernetes namespace, where it is known.
+    pub namespace: Option<String>,
+    /// Workload, where it is known.
+    pub workload: Option<String>,
+    /// Pod, where it is known; else for what was recorded `netns` and the namespace's number.
+    pub pod: Option<String>,
+    /// Name of the process; `None` where nothing tells which it is.
+    pub process: Option<String>,
+    /// Numbers of the processes.
+    pub pids: Vec<u32>,
+    /// Address of a pod or peer; with the port for a peer outside that was connected to.
+    pub address: Option<String>,
+    /// The service that an access log names for a peer outside.
+    pub service: Option<String>,
+    /// What was measured on this end; `None` if none of its sockets was seen.
+    pub metrics: Option<EndMetrics>,
+}
+
+/// What an end of a line is to the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndRole {
+    /// The Envoy of its pod.
+    Sidecar,
+    /// Any other process of a pod.
+    Application,
+    /// In a pod, but nothing tells which process.
+    Unknown,
+    /// In no pod that is known.
+    Outside,
+}
+
+impl EndRole {
+    /// The name in reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sidecar => "sidecar",
+            Self::Application => "application",
+            Self::Unknown => "unknown",
+            Self::Outside => "outside",
+        }
+    }
+}
+
+/// What was measured on one end of a line, over the report's time and in each window.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndMetrics {
+    /// Sockets seen.
+    pub sockets: u64,
+    /// Over the report's time.
+    pub total: LineMetrics,
+    /// By window, in order; none where the recording has none. Windows in which nothing happened are absent.
+    pub windows: Vec<MetricsWindow>,
+}
+
+/// A window.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MetricsWindow {
+    /// Its beginning.
+    pub start: WallTime,
+    /// How long after the beginning of the first window of the recording it begins.
+    pub offset: DurationNs,
+    /// What happened in it.
+    pub metrics: LineMetrics,
+}
+
+/// The metrics of one end of a line. What is `None` was not measured; [`MissingMetrics`] says why.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LineMetrics {
+    /// Writes.
+    pub write: Option<IoMetrics>,
+    /// Reads.
+    pub read: Option<IoMetrics>,
+    /// Smoothed round-trip times, ns.
+    pub rtt: Option<ExponentialHistogram>,
+    /// Connections that began.
+    pub connect: Option<Connects>,
+    /// Connections that ended.
+    pub close: Option<Closes>,
+    /// Segments sent again.
+    pub retransmits: Option<u64>,
+    /// Packets dropped, by the kernel's reason.
+    pub drops: Option<BTreeMap<DropReason, u64>>,
+    /// Events that were lost: with any, the counts are lower bounds.
+    pub lost_events: u64,
+}
+
+/// Connections that began.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Connects {
+    /// Connects tried, or connections accepted.
+    pub count: u64,
+    /// How long the handshakes took, ns.
+    pub handshake: Option<ExponentialHistogram>,
+    /// Connects that failed, by the kernel's error.
+    pub failures: Option<BTreeMap<Errno, u64>>,
+}
+
+/// Connections that ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Closes {
+    /// How many.
+    pub count: u64,
+    /// By who was first.
+    pub by: Option<BTreeMap<Closer, u64>>,
+    /// Those with a reset.
+    pub resets: Option<u64>,
+    /// From the first FIN to the end, ns.
+    pub duration: Option<ExponentialHistogram>,
+}
+
+/// A metric that a recording may lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Metric {
+    /// Calls and bytes of writes.
+    Write,
+    /// How long writes took.
+    WriteTime,
+    /// Calls and bytes of reads.
+    Read,
+    /// How long reads took, and how long they waited for data.
+    ReadTime,
+    /// Round-trip times.
+    Rtt,
+    /// Connections that began.
+    Connect,
+    /// Why connects failed.
+    ConnectFailures,
+    /// Connections that ended.
+    Close,
+    /// Who closed first, resets, how long it took.
+    CloseDetails,
+    /// Segments sent again.
+    Retransmit,
+    /// Packets dropped.
+    Drop,
+    /// Windows of 10 s.
+    Windows,
+}
+
+impl Metric {
+    /// All, in order.
+    pub const ALL: [Self; 12] = [
+        Self::Write,
+        Self::WriteTime,
+        Self::Read,
+        Self::ReadTime,
+        Self::Rtt,
+        Self::Connect,
+        Self::ConnectFailures,
+        Self::Close,
+        Self::CloseDetails,
+        Self::Retransmit,
+        Self::Drop,
+        Self::Windows,
+    ];
+
+    /// The name in reports.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::WriteTime => "write.executionTime",
+            Self::Read => "read",
+            Self::ReadTime => "read.executionTime",
+            Self::Rtt => "rtt",
+            Self::Connect => "connect",
+            Self::ConnectFailures => "connect.failures",
+            Self::Close => "close",
+            Self::CloseDetails => "close.details",
+            Self::Retransmit => "retransmit",
+            Self::Drop => "drop",
+            Self::Windows => "windows",
+        }
+    }
+}
+
+/// The metrics that a recording lacks, each with the reason.
+pub type MissingMetrics = BTreeMap<Metric, String>;
+
+/// The lines with either end in `namespace` (all, if it is `None`), in order of their ends' names.
+pub(crate) fn lines(
+    topology: &Topology,
+    namespace: Option<&str>,
+    missing: &MissingMetrics,
+    clock: &ClockAnchor,
+) -> Vec<LineSummary> {
+    let base = topology
+        .lines()
+        .flat_map(|(_, _, _, l)| [&l.client, &l.server])
+        .filter_map(|side| side.metrics.windows.keys().next().copied())
+        .min()
+        .unwrap_or_default();
+    let windows = Windows { missing, clock, base };
+    let mut list: Vec<LineSummary> = topology
+        .lines()
+        .map(|(_, from, to, line)| summary(topology, from, to, line, &windows))
+        .filter(|l| namespace.is_none_or(|n| [&l.client, &l.server].iter().any(|e| e.namespace.as_deref() == Some(n))))
+        .collect();
+    list.sort_by_cached_key(key);
+    list
+}
+
+/// What orders lines: nothing of it but names, so that two recordings of one mesh are in the same order.
+fn key(l: &LineSummary) -> impl Ord + use<> {
+    let end = |e: &LineEnd| (e.namespace.clone(), e.pod.clone(), e.role, e.process.clone(), e.address.clone());
+    (end(&l.client), end(&l.server), l.protocol, l.tls)
+}
+
+struct Windows<'a> {
+    missing: &'a MissingMetrics,
+    clock: &'a ClockAnchor,
+    base: meshdiff_model::MonotonicNs,
+}
+
+fn summary(t: &Topology, from: NodeIndex, to: NodeIndex, line: &Line, windows: &Windows<'_>) -> LineSummary {
+    LineSummary {
+        client: end(t, from, &line.client, windows),
+        server: end(t, to, &line.server, windows),
+        protocol: line.protocol,
+        tls: line.tls,
+        tls_said: line.tls_said.clone(),
+        link: line.link,
+        peer_known_by: line.peer_known_by(),
+        known_by: line.known_by.clone(),
+        connections: line.connections,
+        destinations: line.destinations.clone(),
+    }
+}
+
+fn end(t: &Topology, place: NodeIndex, side: &LineSide, windows: &Windows<'_>) -> LineEnd {
+    let metrics = side.seen().then(|| windows.metrics(side));
+    match &t.graph[place] {
+        Place::Outside(o) => {
+            let address = o.port.map_or_else(|| o.address.to_string(), |p| SocketAddr::new(o.address, p).to_string());
+            let (service, namespace) = o.service.clone().unzip();
+            LineEnd {
+                role: EndRole::Outside,
+                namespace: namespace.flatten(),
+                workload: None,
+                pod: None,
+                process: None,
+                pids: vec![],
+                address: Some(address),
+                service,
+                metrics,
+            }
+        }
+        Place::Program(program) => {
+            let pod = t.pod_of(place);
+            let workload = pod.map(|p| p.workload.clone()).unwrap_or_else(meshdiff_model::Workload::unknown);
+            let netns = pod.and_then(|p| p.netns).map(|n| format!("netns {}", n.0));
+            LineEnd {
+                role: match program.role {
+                    ProgramRole::Sidecar => EndRole::Sidecar,
+                    ProgramRole::Application => EndRole::Application,
+                    ProgramRole::Unknown => EndRole::Unknown,
+                },
+                pod: workload
+                    .pod
+                    .or_else(|| workload.address.clone().filter(|_| workload.workload.is_none()))
+                    .or(netns),
+                namespace: workload.namespace,
+                workload: workload.workload,
+                process: program.name.clone(),
+                pids: program.processes.iter().map(|t| t.0).collect::<BTreeSet<_>>().into_iter().collect(),
+                address: workload.address,
+                service: None,
+                metrics,
+            }
+        }
+        Place::Pod(_) => unreachable!("a line ends at a program or outside"),
+    }
+}
+
+impl Windows<'_> {
+    fn metrics(&self, side: &LineSide) -> EndMetrics {
+        let windows = if self.missing.contains_key(&Metric::Windows) {
+            vec![]
+        } else {
+            let window = |(start, measured): (&meshdiff_model::MonotonicNs, &Measured)| MetricsWindow {
+                start: self.clock.to_wall(*start).unwrap_or_default(),
+                offset: *start - self.base,
+                metrics: self.measured(measured),
+            };
+            side.metrics.windows.iter().map(window).collect()
+        };
+        EndMetrics { sockets: side.sockets.len() as u64, total: self.measured(&side.metrics.total), windows }
+    }
+
+    /// What was measured, without what was not.
+    fn measured(&self, m: &Measured) -> LineMetrics {
+        let has = |metric: Metric| !self.missing.contains_key(&metric);
+        let io = |io: &IoMetrics, counts: Metric, time: Metric| {
+            let mut io = io.clone();
+            if !has(time) {
+                (io.duration, io.wait) = (None, None);
+            }
+            has(counts).then_some(io)
+        };
+        LineMetrics {
+            write: io(&m.write, Metric::Write, Metric::WriteTime),
+            read: io(&m.read, Metric::Read, Metric::ReadTime),
+            rtt: has(Metric::Rtt).then(|| m.rtt.clone()),
+            connect: has(Metric::Connect).then(|| Connects {
+                count: m.connect.count,
+                handshake: Some(m.connect.handshake.clone()).filter(|h| !h.is_empty()),
+                failures: has(Metric::ConnectFailures).then(|| m.connect.failures.clone()),
+            }),
+            close: has(Metric::Close).then(|| Closes {
+                count: m.close.count,
+                by: has(Metric::CloseDetails).then(|| m.close.by.clone()),
+                resets: has(Metric::CloseDetails).then_some(m.close.resets),
+                duration: Some(m.close.duration.clone()).filter(|h| has(Metric::CloseDetails) && !h.is_empty()),
+            }),
+            retransmits: has(Metric::Retransmit).then_some(m.retransmits),
+            drops: has(Metric::Drop).then(|| m.drops.clone()),
+            lost_events: m.lost_events,
+        }
+    }
+}
+
+impl LineSummary {
+    /// Its two ends, the connecting one first.
+    #[must_use]
+    pub const fn ends(&self) -> [&LineEnd; 2] {
+        [&self.client, &self.server]
+    }
+
+    /// Bytes that crossed it: of either side's counts the larger.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let of = |e: &LineEnd| {
+            let total = &e.metrics.as_ref()?.total;
+            let bytes = |io: &Option<IoMetrics>| io.as_ref().map_or(0, |io| io.bytes);
+            Some(bytes(&total.write).saturating_add(bytes(&total.read)))
+        };
+        self.ends().into_iter().filter_map(of).max().unwrap_or(0)
+    }
+}
+
+impl LineSummary {
+    /// True if a finding speaks of it.
+    #[must_use]
+    pub fn in_trouble(&self) -> bool {
+        !crate::connection_findings::findings(std::slice::from_ref(self)).is_empty()
+    }
+}
+
+/// Length of a window.
+pub const WINDOW: DurationNs = SocketMetrics::WINDOW;
