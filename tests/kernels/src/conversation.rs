@@ -4,7 +4,7 @@
 use meshdiff_model::SocketCookie;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use std::io::{IoSlice, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 
 const GET: &[u8] = b"GET /hello/world?secret=1 HTTP/1.1\r\nhost: a.example\r\n\r\n";
@@ -19,11 +19,22 @@ pub struct Conversation {
     /// What it is about.
     pub name: &'static str,
     /// The socket that connected.
-    pub client: SocketCookie,
+    pub client: Side,
     /// The socket that was accepted.
-    pub server: SocketCookie,
+    pub server: Side,
     /// Into how many pieces bytes are cut depends on buffers and timing: compare where they begin and end only.
     pub bulk: bool,
+}
+
+/// One of the two sockets, as the application knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Side {
+    /// What the kernel calls it, where it was asked to by `SO_COOKIE`.
+    pub cookie: SocketCookie,
+    /// Its own address.
+    pub local: SocketAddr,
+    /// Its peer's.
+    pub remote: SocketAddr,
 }
 
 /// Name, address to listen on, whether it is a bulk transfer, and what to do.
@@ -45,7 +56,7 @@ pub fn hold_all() -> Vec<Conversation> {
         .into_iter()
         .map(|(name, address, bulk, script)| {
             let mut pair = Pair::new(address);
-            let (client, server) = (cookie(&pair.client), cookie(&pair.server));
+            let (client, server) = (side(&pair.client), side(&pair.server));
             script(&mut pair);
             Conversation { name, client, server, bulk }
         })
@@ -174,6 +185,11 @@ fn file(pair: &mut Pair) {
         client.read_exact(&mut vec![0; FILE]).expect("read");
     });
     pair.end();
+}
+
+fn side(socket: &TcpStream) -> Side {
+    let (local, remote) = (socket.local_addr().expect("an address"), socket.peer_addr().expect("an address"));
+    Side { cookie: cookie(socket), local, remote }
 }
 
 /// What the kernel calls a socket.

@@ -1,5 +1,6 @@
 //! Process 1 of a virtual machine: holds the conversations, says what was seen on the console, and ends the machine.
 
+use crate::delay::{self, Phase};
 use crate::record::{Told, tell};
 use meshdiff_model::ProbeTier;
 use nix::mount::{MsFlags, mount};
@@ -8,8 +9,12 @@ use nix::mount::{MsFlags, mount};
 pub const MARK: &str = "meshdiff| ";
 /// The last line of the report.
 pub const DONE: &str = "done";
-/// On the kernel's command line: the tier to use instead of the best.
-pub const TIER: &str = "meshdiff.tier=";
+/// On the kernel's command line: the tiers under which the conversations are held, one after the other, with commas between them;
+/// `best` is what the probes choose. Without it: the best alone.
+pub const TIERS: &str = "meshdiff.tiers=";
+/// The tiers under which they are held over a link with netem. Without it: none.
+pub const LINK: &str = "meshdiff.link=";
+const BEST: &str = "best";
 
 /// Runs the guest's part. Never returns: the machine ends with it.
 pub fn run() -> ! {
@@ -34,11 +39,24 @@ fn report() {
     say(&format!("kernel {}", read("/proc/sys/kernel/osrelease").trim()));
     say(&format!("lockdown {}", read("/sys/kernel/security/lockdown").trim()));
     let command_line = read("/proc/cmdline");
-    let wanted = command_line.split_whitespace().find_map(|word| word.strip_prefix(TIER));
-    let wanted = wanted.map(|name| tier(name).unwrap_or_else(|| panic!("there is no tier {name}")));
-    match tell(wanted) {
-        Ok(told) => say_told(&told),
-        Err(error) => say(&format!("error {}", error.to_string().replace('\n', " / "))),
+    let listed = |option: &str, default: &str| -> Vec<String> {
+        let value = command_line.split_whitespace().find_map(|word| word.strip_prefix(option));
+        value.unwrap_or(default).split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    };
+    for name in listed(TIERS, BEST) {
+        say(&format!("run {name}"));
+        let wanted = (name != BEST).then(|| tier(&name).unwrap_or_else(|| panic!("there is no tier {name}")));
+        match tell(wanted) {
+            Ok(told) => say_told(&told),
+            Err(error) => say(&format!("error {}", error.to_string().replace('\n', " / "))),
+        }
+    }
+    for name in listed(LINK, "") {
+        say(&format!("run {name}"));
+        match delay::measure(tier(&name).unwrap_or_else(|| panic!("there is no tier {name}"))) {
+            Ok(phases) => phases.iter().for_each(say_phase),
+            Err(error) => say(&format!("error {}", error.to_string().replace('\n', " / "))),
+        }
     }
 }
 
@@ -49,6 +67,13 @@ fn say_told(told: &Told) {
     }
     for line in told.log.lines() {
         say(&format!("log {line}"));
+    }
+}
+
+fn say_phase(phase: &Phase) {
+    say(&format!("phase {} {} {}", phase.name, phase.resent, phase.resent_seen));
+    for exchange in &phase.exchanges {
+        say(&format!("exchange {} {} {}", exchange.request, exchange.response, exchange.round));
     }
 }
 

@@ -1,4 +1,4 @@
-//! A root file system in memory that holds one program, its shared libraries, and places to mount things at.
+//! A root file system in memory that holds programs, their shared libraries, other files, and places to mount things at.
 //!
 //! The format is cpio's `newc` (Documentation/driver-api/early-userspace/buffer-format.rst of the kernel).
 
@@ -11,16 +11,52 @@ const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 
-/// An archive that the kernel unpacks into its first root, with `program` as /init.
-///
-/// # Errors
-/// If the program or a library of it cannot be read, or `ldd` does not tell which they are.
-pub fn with_init(program: &Path) -> io::Result<Vec<u8>> {
-    let mut files = BTreeMap::from([("init".to_owned(), std::fs::read(program)?)]);
-    for library in libraries(program)? {
-        let name = library.to_string_lossy().trim_start_matches('/').to_owned();
-        files.insert(name, std::fs::read(&library)?);
+/// What a root is to hold.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// By path without the first slash.
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Contents {
+    /// With `program` as /init.
+    ///
+    /// # Errors
+    /// If the program or a library of it cannot be read, or `ldd` does not tell which they are.
+    pub fn with_init(program: &Path) -> io::Result<Self> {
+        let mut contents = Self::default();
+        contents.program("/init", program)?;
+        Ok(contents)
     }
+
+    /// Adds a program at a path, with the libraries that it needs.
+    ///
+    /// # Errors
+    /// If the program or a library of it cannot be read, or `ldd` does not tell which they are.
+    pub fn program(&mut self, at: &str, program: &Path) -> io::Result<()> {
+        self.file(at, program)?;
+        libraries(program)?.iter().try_for_each(|library| self.file(&library.to_string_lossy(), library))
+    }
+
+    /// Adds a file at a path.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn file(&mut self, at: &str, file: &Path) -> io::Result<()> {
+        let bytes = std::fs::read(file)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))?;
+        self.files.insert(at.trim_start_matches('/').to_owned(), bytes);
+        Ok(())
+    }
+
+    /// An archive that the kernel unpacks into its first root.
+    #[must_use]
+    pub fn archive(&self) -> Vec<u8> {
+        archive(&self.files)
+    }
+}
+
+fn archive(files: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     let mut directories: BTreeSet<String> = ["dev", "proc", "sys", "tmp"].map(str::to_owned).into();
     for name in files.keys() {
         let parents = Path::new(name).ancestors().skip(1).filter(|p| !p.as_os_str().is_empty());
@@ -32,14 +68,15 @@ pub fn with_init(program: &Path) -> io::Result<Vec<u8>> {
     }
     // Process 1 gets it as its standard output.
     archive.entry("dev/console", CHARACTER_DEVICE, (5, 1), &[]);
-    for (name, content) in &files {
+    for (name, content) in files {
         archive.entry(name, PROGRAM, (0, 0), content);
     }
     archive.entry("TRAILER!!!", 0, (0, 0), &[]);
-    Ok(archive.bytes)
+    archive.bytes
 }
 
-/// The shared libraries of a program, its loader among them, by the paths at which it looks for them.
+/// The shared libraries of a program, its loader among them, by the paths at which it looks for them; none of one that is linked
+/// statically, also for another kind of processor.
 fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output()?;
     let text = String::from_utf8_lossy(&output.stdout);

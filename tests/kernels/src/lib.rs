@@ -6,8 +6,10 @@
 //! the kernels that `setup.sh` fetches, and compares.
 
 pub mod conversation;
+pub mod delay;
 pub mod guest;
 pub mod initramfs;
 pub mod kernels;
+pub mod network;
 pub mod record;
 pub mod vm;

@@ -1,16 +1,17 @@
 //! What the probes say of the conversations, without what differs from run to run: times, cookies, ports, and how far into
 //! their space the sequence numbers begin.
 
-use crate::conversation::{Conversation, hold_all};
-use meshdiff_model::{Content, Direction, Message, NetnsId, ProbeTier, SeqNo, Socket, SocketCookie, TcpState};
-use meshdiff_probes::{
-    Assembler, Collected, Limits, ProbeConfig, ProbeError, Probes, RawEvent, RawKind, TIERS, monotonic_now, recognise,
+use crate::conversation::{Conversation, Side, hold_all};
+use crate::network::{current_netns, enter_new_netns};
+use meshdiff_model::{
+    Content, Direction, LocalAddr, Message, NetnsId, PeerAddr, ProbeTier, SeqNo, Socket, SocketCookie, TcpState,
 };
-use nix::sched::{CloneFlags, unshare};
+use meshdiff_probes::{
+    Assembler, Collected, Identity, Limits, ProbeConfig, ProbeError, Probes, RawEvent, RawKind, TIERS, monotonic_now,
+    recognise,
+};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -37,10 +38,12 @@ pub fn tell(tier: Option<ProbeTier>) -> Result<Told, ProbeError> {
     let tiers = tier.map_or_else(|| TIERS.to_vec(), |tier| vec![tier]);
     let config = ProbeConfig { ring_bytes: 4 << 20, measure_cost: false, tiers, ..ProbeConfig::default() };
     let mut probes = Probes::load(&config)?;
-    let netns = enter_new_netns();
+    enter_new_netns();
+    let netns = current_netns();
     probes.filter().watch(netns)?;
     let conversations = hold_all();
     let events = collect(&mut probes, &conversations);
+    check_cookies(probes.tier(), &conversations, &events);
     let counters = probes.counters()?;
     assert_eq!((counters.lost, counters.untracked, counters.undecodable), (0, 0, 0), "{counters:?}");
     assert_eq!(counters.emitted, counters.consumed, "{counters:?}");
@@ -48,29 +51,33 @@ pub fn tell(tier: Option<ProbeTier>) -> Result<Told, ProbeError> {
     Ok(Told { tier: probes.tier(), refused, log: normalise(&conversations, &events, netns) })
 }
 
-/// Leaves this thread in a new network namespace of which the loopback is up.
-fn enter_new_netns() -> NetnsId {
-    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    // SAFETY: an ifreq of zeros is valid: it holds numbers and pointers that are not followed.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo\0") {
-        *to = from.cast_signed();
-    }
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-    // SAFETY: the descriptor is open, and the request is an ifreq that outlives the call.
-    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
-    assert_eq!(result, 0, "lo: {}", std::io::Error::last_os_error());
-    let inode = std::fs::metadata("/proc/thread-self/ns/net").expect("/proc is mounted").ino();
-    NetnsId(u32::try_from(inode).expect("the inode number of a namespace has 32 bits"))
-}
-
 #[derive(Clone, Debug)]
 enum Said {
-    Send { seq: SeqNo, len: u32, content: Content },
-    Ready { rcv_nxt: SeqNo, copied: SeqNo, fin: bool },
-    Recv { copied: SeqNo, len: u32, fin: bool },
-    State { old: TcpState, new: TcpState, write_seq: SeqNo },
+    Send {
+        seq: SeqNo,
+        len: u32,
+        content: Content,
+    },
+    Ready {
+        rcv_nxt: SeqNo,
+        copied: SeqNo,
+        fin: bool,
+    },
+    Recv {
+        copied: SeqNo,
+        len: u32,
+        fin: bool,
+    },
+    State {
+        old: TcpState,
+        new: TcpState,
+        write_seq: SeqNo,
+    },
+    Reset {
+        received: bool,
+    },
+    /// Bytes held back, sent again, dropped: a matter of speed.
+    Noise,
 }
 
 #[derive(Default)]
@@ -79,25 +86,55 @@ struct Events {
     list: Vec<(SocketCookie, u32, Said)>,
     messages: Vec<Message>,
     sockets: BTreeMap<SocketCookie, Socket>,
+    /// Which socket has these addresses.
+    named: BTreeMap<(LocalAddr, PeerAddr), SocketCookie>,
+}
+
+impl Events {
+    /// The number by which the probes know a socket.
+    fn cookie(&self, side: &Side) -> SocketCookie {
+        let cookie = self.named.get(&addresses(side));
+        *cookie.unwrap_or_else(|| panic!("{side:?} was not announced; these were: {:?}", self.named))
+    }
+}
+
+fn addresses(side: &Side) -> (LocalAddr, PeerAddr) {
+    (LocalAddr::normalised(side.local), PeerAddr::normalised(side.remote))
+}
+
+/// Kprobes see a socket before the application asks for its cookie, and know it by a number of their own from then on.
+fn check_cookies(tier: ProbeTier, conversations: &[Conversation], events: &Events) {
+    const OWN: u64 = 1 << 63;
+    for side in conversations.iter().flat_map(|c| [&c.client, &c.server]) {
+        let known_by = events.cookie(side);
+        let right = if tier == ProbeTier::Kprobe { known_by.0 & OWN != 0 } else { known_by == side.cookie };
+        assert!(right, "{side:?} is known by {known_by:?}");
+    }
 }
 
 /// Drains until every socket is closed.
 fn collect(probes: &mut Probes, conversations: &[Conversation]) -> Events {
     let mut list = Vec::new();
+    let mut named = BTreeMap::new();
     let (mut assembler, mut sink) = (Assembler::new(Limits::default()), Collected::default());
     let end = Instant::now() + DEADLINE;
     loop {
         probes.drain(|event| {
+            if let RawKind::Announce(Identity { local, remote, .. }) = event.kind {
+                named.insert((local, remote), event.socket);
+            }
             if let Some(said) = said(event) {
                 list.push((event.socket, event.counter, said));
             }
             assembler.push(event, &mut sink);
         });
         assembler.tick(monotonic_now(), &mut sink);
-        let closed = |cookie| {
-            list.iter().any(|(c, _, said)| *c == cookie && matches!(said, Said::State { new: TcpState::Close, .. }))
+        let closed = |side: &Side| {
+            let cookie = named.get(&addresses(side));
+            let close = |said: &Said| matches!(said, Said::State { new: TcpState::Close, .. });
+            cookie.is_some_and(|cookie| list.iter().any(|(c, _, said)| c == cookie && close(said)))
         };
-        if conversations.iter().all(|c| closed(c.client) && closed(c.server)) {
+        if conversations.iter().all(|c| closed(&c.client) && closed(&c.server)) {
             break;
         }
         assert!(Instant::now() < end, "not every socket was seen to close within {DEADLINE:?}: {list:?}");
@@ -105,7 +142,7 @@ fn collect(probes: &mut Probes, conversations: &[Conversation]) -> Events {
     }
     assembler.finish(&mut sink);
     let sockets = sink.sockets.into_iter().map(|s| (s.cookie, s)).collect();
-    Events { list, messages: sink.messages, sockets }
+    Events { list, messages: sink.messages, sockets, named }
 }
 
 fn said(event: &RawEvent<'_>) -> Option<Said> {
@@ -115,9 +152,14 @@ fn said(event: &RawEvent<'_>) -> Option<Said> {
             let content = recognise(prefix).map_or(Content::Unknown, |r| r.content);
             Said::Send { seq, len, content }
         }
+        RawKind::SendFrames { seq, len, .. } | RawKind::SendPlaintext { seq, len, .. } => {
+            Said::Send { seq, len, content: Content::Unknown }
+        }
         RawKind::Ready { rcv_nxt, copied_seq, fin } => Said::Ready { rcv_nxt, copied: copied_seq, fin },
         RawKind::Recv { copied_seq, len, fin } => Said::Recv { copied: copied_seq, len, fin },
         RawKind::State { old, new, write_seq } => Said::State { old, new, write_seq },
+        RawKind::Reset { received } => Said::Reset { received },
+        RawKind::Held { .. } | RawKind::Retransmit { .. } | RawKind::Drop { .. } => Said::Noise,
     })
 }
 
@@ -127,6 +169,8 @@ struct View<'a> {
     events: &'a Events,
     client_base: SeqNo,
     server_base: SeqNo,
+    client: SocketCookie,
+    server: SocketCookie,
 }
 
 fn normalise(conversations: &[Conversation], events: &Events, netns: NetnsId) -> String {
@@ -139,8 +183,9 @@ fn normalise(conversations: &[Conversation], events: &Events, netns: NetnsId) ->
             });
             established.unwrap_or_else(|| panic!("{}: {cookie:?} was not seen to be established", conversation.name))
         };
-        let (client_base, server_base) = (first(conversation.client), first(conversation.server));
-        let view = View { conversation, events, client_base, server_base };
+        let (client, server) = (events.cookie(&conversation.client), events.cookie(&conversation.server));
+        let (client_base, server_base) = (first(client), first(server));
+        let view = View { conversation, events, client_base, server_base, client, server };
         writeln!(log, "== {}", conversation.name).expect("a String takes everything");
         for line in view.lines(netns) {
             writeln!(log, "{}", line.trim_end()).expect("a String takes everything");
@@ -152,7 +197,7 @@ fn normalise(conversations: &[Conversation], events: &Events, netns: NetnsId) ->
 impl View<'_> {
     fn lines(&self, netns: NetnsId) -> Vec<String> {
         let mut lines = Vec::new();
-        for (name, cookie) in [("client", self.conversation.client), ("server", self.conversation.server)] {
+        for (name, cookie) in [("client", self.client), ("server", self.server)] {
             lines.push(self.identity(name, cookie, netns));
             lines.push(self.states(name, cookie));
             self.check_counters(cookie);
@@ -199,9 +244,9 @@ impl View<'_> {
 
     /// The name of a socket of this conversation, and the first numbers of what it sends and of what it receives.
     fn side(&self, cookie: SocketCookie) -> Option<(&'static str, SeqNo, SeqNo)> {
-        if cookie == self.conversation.client {
+        if cookie == self.client {
             Some(("client", self.client_base, self.server_base))
-        } else if cookie == self.conversation.server {
+        } else if cookie == self.server {
             Some(("server", self.server_base, self.client_base))
         } else {
             None
@@ -222,14 +267,15 @@ impl View<'_> {
             Said::Recv { copied, len, fin: f } => {
                 Some(format!("{name} recv {len} ..{}{}", after(inn, *copied), fin(f)))
             }
-            Said::State { .. } => None,
+            Said::Reset { received } => Some(format!("{name} reset {}", if *received { "received" } else { "sent" })),
+            Said::State { .. } | Said::Noise => None,
         }
     }
 
     /// Per socket and kind of event: from where to where, and that it never goes back.
     fn extents(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        for cookie in [self.conversation.client, self.conversation.server] {
+        for cookie in [self.client, self.server] {
             let (name, out, inn) = self.side(cookie).expect("it is of this conversation");
             let mine = || self.events.list.iter().filter(move |(c, ..)| *c == cookie).map(|(.., said)| said);
             let sends: Vec<(u32, u32)> = mine()
@@ -266,7 +312,7 @@ impl View<'_> {
     /// What assembly makes of it.
     fn messages(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        for cookie in [self.conversation.client, self.conversation.server] {
+        for cookie in [self.client, self.server] {
             let (name, out, inn) = self.side(cookie).expect("it is of this conversation");
             for direction in [Direction::Egress, Direction::Ingress] {
                 let (base, way) = if direction == Direction::Egress { (out, "out") } else { (inn, "in") };

@@ -1,5 +1,6 @@
 //! One run of a virtual machine.
 
+use crate::delay::{Exchange, Phase};
 use crate::guest::{DONE, MARK};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -17,47 +18,79 @@ pub struct Report {
     pub kernel: String,
     /// What is in /sys/kernel/security/lockdown; the level in force is in brackets.
     pub lockdown: String,
+    /// What was run, in order.
+    pub runs: Vec<Run>,
+    /// How long it took from qemu's start to the last line.
+    pub took: Duration,
+}
+
+/// What was reported of one tier.
+#[derive(Debug, Default)]
+pub struct Run {
+    /// What was asked for.
+    pub wanted: String,
     /// The tier of the probes; empty if none worked.
     pub tier: String,
     /// Refusals of better tiers, and the error if no tier worked.
     pub refused: Vec<String>,
     /// The conversations.
     pub log: String,
-    /// How long it took from qemu's start to the last line.
-    pub took: Duration,
+    /// What was measured over a link with netem.
+    pub phases: Vec<Phase>,
 }
 
-/// The emulator's program.
-const QEMU: &str = "qemu-system-x86_64";
+/// A kind of machine that qemu plays.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine {
+    qemu: &'static str,
+    /// Debian's package of it.
+    package: &'static str,
+    /// Which board, and with which processor.
+    board: &'static [&'static str],
+    console: &'static str,
+}
+
+/// A PC.
+pub const X86_64: Machine =
+    Machine { qemu: "qemu-system-x86_64", package: "qemu-system-x86", board: &["-cpu", "max"], console: "ttyS0" };
+/// An ARM machine of qemu's own design. Of pointer authentication, which is costly to emulate, the cheap kind.
+pub const ARM64: Machine = Machine {
+    qemu: "qemu-system-aarch64",
+    package: "qemu-system-arm",
+    board: &["-M", "virt", "-cpu", "max,pauth-impdef=on"],
+    console: "ttyAMA0",
+};
 
 /// Boots a kernel with software emulation and returns what its process 1 reported.
 ///
 /// # Errors
 /// If qemu does not run, or the machine does not report within [`DEADLINE`]: with the end of its console.
-pub fn boot(kernel: &Path, initramfs: &Path, parameters: &str) -> Result<Report, String> {
+pub fn boot(machine: Machine, kernel: &Path, initramfs: &Path, parameters: &str) -> Result<Report, String> {
     let started = Instant::now();
-    let child = Command::new(QEMU)
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "2", "-no-reboot"])
+    let Machine { qemu, package, board, console: port } = machine;
+    let child = Command::new(qemu)
+        .args(board)
+        .args(["-accel", "tcg,thread=multi", "-m", "1024", "-smp", "2", "-no-reboot"])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-nic", "none"])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", &format!("console=ttyS0 quiet panic=-1 {parameters}")])
+        .args(["-append", &format!("console={port} quiet panic=-1 {parameters}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
-    let mut qemu = match child {
+    let mut child = match child {
         Ok(child) => Running(child),
         Err(error) => {
             return Err(format!(
-                "{QEMU} does not run ({error}): install it (on Debian: apt-get install qemu-system-x86, or tests/kernels/setup.sh \
+                "{qemu} does not run ({error}): install it (on Debian: apt-get install {package}, or tests/kernels/setup.sh \
                  as root), or set MESHDIFF_SKIP_QEMU=1 to leave the kernel matrix out"
             ));
         }
     };
-    let lines = lines_of(&mut qemu.0);
+    let lines = lines_of(&mut child.0);
     let mut console = Vec::new();
     let mut report = Report::default();
     loop {
@@ -91,15 +124,43 @@ impl Report {
         match what {
             "kernel" => self.kernel = rest.to_owned(),
             "lockdown" => self.lockdown = rest.to_owned(),
-            "tier" => self.tier = rest.to_owned(),
-            "refused" | "error" => self.refused.push(rest.to_owned()),
-            "log" => {
+            "run" => self.runs.push(Run { wanted: rest.to_owned(), ..Run::default() }),
+            _ => {
+                if let Some(run) = self.runs.last_mut() {
+                    run.take(what, rest);
+                }
+            }
+        }
+    }
+}
+
+impl Run {
+    fn take(&mut self, what: &str, rest: &str) {
+        let words: Vec<&str> = rest.split(' ').collect();
+        match (what, &words[..]) {
+            ("tier", _) => self.tier = rest.to_owned(),
+            ("refused" | "error", _) => self.refused.push(rest.to_owned()),
+            ("log", _) => {
                 self.log.push_str(rest);
                 self.log.push('\n');
             }
-            _ => {}
+            ("phase", [name, resent, seen]) => self.phases.push(Phase {
+                name: (*name).to_owned(),
+                exchanges: Vec::new(),
+                resent: number(resent),
+                resent_seen: number(seen),
+            }),
+            ("exchange", [request, response, round]) => {
+                let exchange = Exchange { request: number(request), response: number(response), round: number(round) };
+                self.phases.last_mut().expect("a phase begins before its exchanges").exchanges.push(exchange);
+            }
+            _ => panic!("the machine says what nobody understands: {what} {rest}"),
         }
     }
+}
+
+fn number<N: std::str::FromStr>(word: &str) -> N {
+    word.parse().unwrap_or_else(|_| panic!("{word} is no number"))
 }
 
 /// A qemu that ends with its owner.
@@ -145,12 +206,26 @@ mod tests {
     #[test]
     fn a_report_is_put_together_from_its_lines() {
         let mut report = Report::default();
-        for line in
-            ["kernel 6.1.0", "lockdown none [integrity]", "tier fentry", "refused tp_btf: no", "log == a", "log b c"]
-        {
+        for line in [
+            "kernel 6.1.0",
+            "lockdown none [integrity]",
+            "run best",
+            "tier fentry",
+            "refused tp_btf: no",
+            "log == a",
+            "log b c",
+            "run kprobe",
+            "phase loss 3 2",
+            "exchange 1 -2 3",
+        ] {
             report.take(line);
         }
-        assert_eq!((report.kernel.as_str(), report.tier.as_str()), ("6.1.0", "fentry"));
-        assert_eq!((report.log.as_str(), report.refused.len()), ("== a\nb c\n", 1));
+        assert_eq!(report.kernel, "6.1.0");
+        let [best, kprobe] = &report.runs[..] else { panic!("{report:?}") };
+        assert_eq!((best.wanted.as_str(), best.tier.as_str()), ("best", "fentry"));
+        assert_eq!((best.log.as_str(), best.refused.len()), ("== a\nb c\n", 1));
+        let phase = &kprobe.phases[0];
+        assert_eq!((phase.name.as_str(), phase.resent, phase.resent_seen), ("loss", 3, 2));
+        assert_eq!(phase.exchanges, [Exchange { request: 1, response: -2, round: 3 }]);
     }
 }

@@ -1,6 +1,6 @@
 //! Holds the scripted conversations under the probes and prints what they saw. As process 1 it is a virtual machine's.
 //!
-//! `probes-conversation [tp_btf|fentry]` on a machine, as root; `meshdiff.tier=fentry` on the command line of a kernel.
+//! `probes-conversation [tp_btf|fentry|kprobe]` on a machine, as root; `meshdiff.tiers=best,kprobe` on the command line of a kernel.
 
 use meshdiff_kernels::{guest, record};
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Some(name) => match guest::tier(&name) {
             Some(tier) => Some(tier),
             None => {
-                eprintln!("usage: probes-conversation [tp_btf|fentry]");
+                eprintln!("usage: probes-conversation [tp_btf|fentry|kprobe]");
                 return ExitCode::from(2);
             }
         },
