@@ -1,7 +1,7 @@
 //! Pairs sockets into connections: by address, and by the sequence numbers that both ends share.
 
 use crate::stream::Stream;
-use meshdiff_model::{Content, Direction, Link, Message, MonotonicNs, Socket, SocketCookie};
+use meshdiff_model::{Content, Direction, Link, Message, MonotonicNs, Socket, SocketCookie, SocketRole};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +16,14 @@ pub(crate) struct Endpoint {
     pub(crate) socket: Socket,
     pub(crate) egress: Stream,
     pub(crate) ingress: Stream,
+}
+
+impl Endpoint {
+    /// True if it sent TLS records.
+    pub(crate) fn speaks_tls(&self) -> bool {
+        let tls = |p: &crate::stream::Piece| matches!(p.content, Content::TlsHandshake | Content::TlsApplicationData);
+        self.egress.pieces.iter().any(tls)
+    }
 }
 
 /// Two sockets that talk to each other, or one whose peer was not seen.
@@ -203,10 +211,13 @@ fn same_numbers(egress: &Stream, ingress: &Stream) -> Option<bool> {
 
 /// Whether the endpoint accepted its connection; `None` if nothing tells.
 fn is_server(e: &Endpoint) -> Option<bool> {
-    if e.socket.connect_start.is_some() {
+    if let Some(role) = e.socket.role {
+        return Some(role == SocketRole::Accepted);
+    }
+    if e.socket.connect_start.is_some() || passthrough(e.socket.local.ip()) {
         return Some(false);
     }
-    if [OUTBOUND_PORT, INBOUND_PORT].contains(&e.socket.local.port()) {
+    if is_redirected(&e.socket) || passthrough(e.socket.remote.ip()) {
         return Some(true);
     }
     let requests =

@@ -2,12 +2,12 @@
 
 use super::logs::Logs;
 use super::places::{PlaceKey, PodKey, Whereabouts, life};
-use super::protocol::{LineProtocol, Seen};
+use super::protocol::{LineProtocol, Seen, frames};
 use super::{Line, Outside, Place, PodPlace, Program, Tie, Topology};
 use crate::Directory;
 use crate::connection::{Connection, Endpoint, is_redirected};
 use crate::join::HopInput;
-use meshdiff_model::{NetnsId, Process, Tgid, TlsInfo, Workload};
+use meshdiff_model::{NetnsId, Process, SocketCookie, Tgid, TlsInfo, Workload};
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -43,7 +43,9 @@ pub(crate) fn build(
 ) -> Topology {
     let logs = Logs::of(input.access_logs, input.clock);
     let whereabouts = Whereabouts::of(endpoints, connections, processes, &logs, directory);
-    let placed: Vec<Placed<'_>> = connections.iter().filter_map(|c| place(c, endpoints, &logs, &whereabouts)).collect();
+    let frames = frames(input.http2);
+    let placed: Vec<Placed<'_>> =
+        connections.iter().filter_map(|c| place(c, endpoints, &logs, &whereabouts, &frames)).collect();
     let spoken = spoken_on_ports(&placed);
     let mut lines: BTreeMap<LineKey, Line> = BTreeMap::new();
     let mut tgids: HashMap<PlaceKey, BTreeSet<Tgid>> = HashMap::new();
@@ -100,11 +102,12 @@ fn place<'a>(
     endpoints: &[Endpoint],
     logs: &Logs<'_>,
     whereabouts: &Whereabouts<'_>,
+    frames: &HashMap<SocketCookie, LineProtocol>,
 ) -> Option<Placed<'a>> {
     let (client, server, known_by) = whereabouts.ends(connection)?;
     let log = logs.spoken(connection.client_address(endpoints), connection.seen(endpoints));
     let tls_said = tls_said(connection, endpoints);
-    let (protocol, tls) = Seen::of(connection, endpoints, tls_said.as_ref()).decide(log);
+    let (protocol, tls) = Seen::of(connection, endpoints, tls_said.as_ref(), frames).decide(log);
     let port = destination(connection, endpoints).map(|to| to.port());
     Some(Placed { connection, client, server, protocol, tls, tls_said, known_by, port })
 }

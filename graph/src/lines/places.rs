@@ -3,7 +3,7 @@
 use super::logs::Logs;
 use super::{PeerKnownBy, ProgramRole};
 use crate::Directory;
-use crate::connection::{Connection, Endpoint, is_redirected, passthrough};
+use crate::connection::{Connection, Endpoint, OUTBOUND_PORT, is_redirected, passthrough};
 use meshdiff_model::{HopSide, MonotonicNs, NetnsId, Process, ProcessRole, Socket, Tgid, Workload};
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -187,10 +187,12 @@ impl<'a> Whereabouts<'a> {
         {
             return (self.sidecar_at(pod), PeerKnownBy::Inferred);
         }
+        if socket.local.port() == OUTBOUND_PORT {
+            // What the outbound listener takes in was redirected in the pod itself: it comes from its applications.
+            return here(Named::nameless(ProgramRole::Application));
+        }
         if remote.ip().is_loopback() || self.netns_at.get(&remote.ip()) == Some(&socket.netns) {
-            // What the outbound listener takes in comes from the pod's applications.
-            let role = if is_redirected(socket) { ProgramRole::Application } else { ProgramRole::Unknown };
-            return here(Named::nameless(role));
+            return here(Named::nameless(ProgramRole::Unknown));
         }
         match self.at(remote.ip()) {
             Some(pod) => (PlaceKey::Program(pod, Named::nameless(ProgramRole::Unknown)), PeerKnownBy::Inferred),

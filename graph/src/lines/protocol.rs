@@ -1,7 +1,8 @@
 //! What is spoken on a connection: by what its ends were seen to send, and by what a proxy says where that is encrypted.
 
 use crate::connection::{Connection, Endpoint};
-use meshdiff_model::{Content, HopProtocol, TlsInfo};
+use meshdiff_model::{Content, HopProtocol, Http2Stream, SocketCookie, TlsInfo};
+use std::collections::HashMap;
 
 /// What is spoken on a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -48,10 +49,22 @@ impl LineProtocol {
             HopProtocol::Http10 => Some(Self::Http10),
             HopProtocol::Http11 => Some(Self::Http11),
             HopProtocol::Http2 => Some(Self::Http2),
+            HopProtocol::Grpc => Some(Self::Grpc),
             HopProtocol::Http3 => Some(Self::Http3),
             HopProtocol::Tcp => None,
         }
     }
+}
+
+/// The sockets on which HTTP/2 frames were followed: gRPC, if a stream's headers say so.
+pub(super) fn frames(streams: &[Http2Stream]) -> HashMap<SocketCookie, LineProtocol> {
+    let mut of_socket = HashMap::new();
+    for stream in streams {
+        let seen = if stream.fields.grpc == Some(true) { LineProtocol::Grpc } else { LineProtocol::Http2 };
+        let known = of_socket.entry(stream.socket).or_insert(seen);
+        *known = seen.max(*known);
+    }
+    of_socket
 }
 
 /// What was seen of one connection.
@@ -66,7 +79,12 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn of(connection: &Connection, endpoints: &[Endpoint], tls: Option<&TlsInfo>) -> Self {
+    pub(super) fn of(
+        connection: &Connection,
+        endpoints: &[Endpoint],
+        tls: Option<&TlsInfo>,
+        frames: &HashMap<SocketCookie, LineProtocol>,
+    ) -> Self {
         let agreed = tls.and_then(|t| t.alpn.as_deref()).and_then(|alpn| match alpn {
             "h2" => Some(LineProtocol::Http2),
             "http/1.1" => Some(LineProtocol::Http11),
@@ -76,6 +94,7 @@ impl Seen {
         let mut seen = Self { tls: tls.is_some(), http: agreed, ..Self::default() };
         for end in [connection.client, connection.server].into_iter().flatten() {
             let e = &endpoints[end];
+            seen.http = seen.http.max(frames.get(&e.socket.cookie).copied());
             seen.any |= !e.egress.is_empty() || !e.ingress.is_empty();
             let opened = e.socket.connect_start.is_some() || e.socket.established.is_some();
             seen.from_its_start |= opened && !e.egress.is_empty();

@@ -5,8 +5,8 @@ use crate::samples::{crossed, get, sent, socket, status};
 use crate::{Directory, lines};
 use meshdiff_model::{
     AccessLogType, ClockAnchor, ClockSample, Close, Closer, Content, DownstreamDirectRemoteAddr, DropReason,
-    DurationNs, Errno, HopProtocol, HopSide, HopTimings, Message, MonotonicNs, NodeId, Process, ProcessRole, Side,
-    Socket, SocketMetrics, SocketRole, UpstreamLocalAddr, WallTime, WorkloadSource,
+    DurationNs, Errno, HopDetails, HopProtocol, HopSide, HopTimings, Message, MonotonicNs, NodeId, Process,
+    ProcessRole, Side, Socket, SocketMetrics, SocketRole, UpstreamLocalAddr, WallTime, WorkloadSource,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -109,13 +109,14 @@ fn log(node: &str, side: Side) -> HopSide {
         response_body_bytes: 0,
         tls_sni_hostname: None,
         downstream_tls: false,
+        details: HopDetails::default(),
     }
 }
 
 fn topology(sockets: &[Socket], messages: &[Message], access_logs: &[HopSide]) -> Topology {
     let clock = ClockAnchor::new(vec![ClockSample { monotonic: MonotonicNs(0), wall: WallTime(0) }]);
     let window = (MonotonicNs(0), MonotonicNs(100 * SECOND));
-    let input = HopInput { sockets, messages, access_logs, clock: &clock, window };
+    let input = HopInput { sockets, messages, http2: &[], access_logs, clock: &clock, window };
     let endpoints = endpoints(sockets, messages);
     let connections = pair(&endpoints);
     let pods = [2, 3].map(|n| (NetnsId(n), pod(n as u8))).into();
@@ -393,4 +394,36 @@ fn what_tls_said_is_tallied() {
     let (_, _, _, line) = t.lines().next().expect("a line");
     assert_eq!(line.tls_said.versions, [(TlsVersion::Tls13, 1)].into());
     assert_eq!(line.tls_said.server_names, [("outbound_.9080_._.reviews".into(), 1)].into());
+}
+
+#[test]
+fn grpc_is_told_by_its_headers() {
+    let (sockets, messages) = six();
+    let mut frames = Vec::new();
+    for (socket, stream, grpc) in [(5, 0, None), (5, 1, Some(true)), (6, 1, None), (1, 1, Some(false))] {
+        let at = meshdiff_model::SeqInstant { seq: meshdiff_model::SeqNo(1), at: MonotonicNs(1) };
+        frames.push(meshdiff_model::Http2Stream {
+            socket: SocketCookie(socket),
+            stream,
+            first: at,
+            last: at,
+            head: None,
+            end: None,
+            frames: 1,
+            data_bytes: 0,
+            interim: 0,
+            reset: None,
+            gap: None,
+            from_the_beginning: true,
+            fields: meshdiff_model::Http2Fields { grpc, ..Default::default() },
+        });
+    }
+    let clock = ClockAnchor::new(vec![ClockSample { monotonic: MonotonicNs(0), wall: WallTime(0) }]);
+    let window = (MonotonicNs(0), MonotonicNs(SECOND));
+    let input =
+        HopInput { sockets: &sockets, messages: &messages, http2: &frames, access_logs: &[], clock: &clock, window };
+    let endpoints = endpoints(&sockets, &messages);
+    let t = lines::build(input, &endpoints, &pair(&endpoints), &processes(), &BTreeMap::new(), &Pods);
+    let spoken: Vec<_> = t.lines().map(|(_, _, _, l)| l.protocol).collect();
+    assert_eq!(spoken, [LineProtocol::Tls, LineProtocol::Http2, LineProtocol::Grpc]);
 }
