@@ -54,14 +54,17 @@ fn request(
         start_monotonic.and_then(|m| clock.to_wall(m)).or_else(|| log.map(|l| l.start_time)).unwrap_or(WallTime(0));
     let (mut client, mut server) = mesh.ends(index, directory);
     describe(hop, directory, &mut client, &mut server);
+    let frames = hop.http2.as_ref();
     let (seen_method, seen_path) = match &hop.request_content {
         Content::Http1Request { method, path } => (Some(method.clone()), Some(path.clone())),
-        _ => (None, None),
+        _ => (frames.and_then(|f| f.method.clone()), frames.and_then(|f| f.path.clone())),
     };
     let seen_status = match hop.response_content {
         Content::Http1Response { status } => Some(status),
-        _ => None,
+        _ => frames.and_then(|f| f.status),
     };
+    let spoken = log.map_or(if frames.is_some() { HopProtocol::Http2 } else { HopProtocol::Http11 }, |l| l.protocol);
+    let is_grpc = spoken == HopProtocol::Http2 && frames.and_then(|f| f.grpc) == Some(true);
     let mut response_flags: Vec<_> = [&hop.client_log, &hop.server_log]
         .into_iter()
         .flatten()
@@ -80,7 +83,7 @@ fn request(
     Ok(AttributedRequest {
         id,
         request_id: log.and_then(|l| l.request_id.clone()),
-        protocol: log.map_or(HopProtocol::Http11, |l| l.protocol),
+        protocol: if is_grpc { HopProtocol::Grpc } else { spoken },
         method: log.and_then(|l| l.method.clone()).or(seen_method),
         path: log.and_then(|l| l.path.clone()).or(seen_path),
         response_code: seen_status.or_else(|| log.and_then(|l| l.response_code)),

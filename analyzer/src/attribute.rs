@@ -70,9 +70,15 @@ fn client_proxy(
     }
     let (Some(sent), Some(answered)) = (request.send, response.ready) else {
         return match &hop.client_log {
-            Some(log) => proxy_by_log(split, log, back - there, Segment::ClientSidecar, |split, inner| {
-                server_by_log(split, hop, inner)
-            }),
+            Some(log) => {
+                let split = proxy_by_log(split, log, back - there, Segment::ClientSidecar, |split, inner| {
+                    server_by_log(split, hop, inner)
+                });
+                // Envoy counts from where it had read the request.
+                let read = hop.request_on(Link::ClientLoopback).recv;
+                let sent = read.zip(log.timings.time_to_first_upstream_tx_byte).map(|(at, mark)| at.offset(mark));
+                waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, sent, None)
+            }
             None => split,
         };
     };
@@ -122,6 +128,17 @@ fn server_proxy(
     let split = split.add(Segment::ServerSidecar, (sent - there) + (back - answered), Evidence::Kernel);
     let answer = Some((response, back));
     let split = waits::of_proxy(split, hop, Segment::ServerSidecar, Link::Network, Some(sent), answer);
+    beyond_server_proxy(split, hop, sent, answered)
+}
+
+/// From the request sent on S5 to the response ready there.
+fn beyond_server_proxy(
+    split: AttributionBuilder,
+    hop: &JoinedHop,
+    sent: MonotonicNs,
+    answered: MonotonicNs,
+) -> AttributionBuilder {
+    let (request, response) = (hop.request_on(Link::ServerLoopback), hop.response_on(Link::ServerLoopback));
     let (Some(arrived), Some(left)) = (request.ready, response.send) else { return split };
     let split = split.add(Segment::ServerLoopback, (arrived - sent) + (answered - left), Evidence::Kernel);
     let split = waits::of_link(split, hop, Segment::ServerLoopback, Link::ServerLoopback);
@@ -166,6 +183,12 @@ fn server_by_log(split: AttributionBuilder, hop: &JoinedHop, round_trip: Duratio
         return split;
     };
     let split = split.add(Segment::Network, round_trip - served, Evidence::Bound);
+    let (request, response) = (hop.request_on(Link::ServerLoopback), hop.response_on(Link::ServerLoopback));
+    if let (Some(sent), Some(answered)) = (request.send, response.ready) {
+        // Beyond the proxy there are instants again: a span of its clock less one of the kernel's, on one machine.
+        let split = split.add(Segment::ServerSidecar, served - (answered - sent), Evidence::Als);
+        return beyond_server_proxy(split, hop, sent, answered);
+    }
     proxy_by_log(split, log, served, Segment::ServerSidecar, |split, inner| {
         split.add(Segment::ServerApp, inner, Evidence::Bound)
     })
@@ -217,7 +240,9 @@ pub fn coverage(hop: &JoinedHop) -> RequestCoverage {
     } else if client_whole && server_whole && retried(hop) {
         (CoverageClass::PartialClient, Some(UnmatchedReason::Retried.as_str()))
     } else if client_whole && server_whole {
-        (CoverageClass::Full, None)
+        // All sockets were seen; what is between S3 and S4 the logs tell.
+        let shared = hop.network_by_log.then_some(UnmatchedReason::MultiplexedEncrypted.as_str());
+        (CoverageClass::Full, shared)
     } else if client_whole {
         (CoverageClass::PartialClient, hop.server_half.reason())
     } else if server_whole && !local {

@@ -221,13 +221,21 @@ impl Exchange {
     }
 
     /// The request's way over its connection in more detail than its crossing has; `None` if it came in one piece.
-    pub(crate) fn request_flow(&self, connection: &Connection, endpoints: &[Endpoint]) -> Option<Flow> {
-        if self.stream.is_some() {
-            return None;
-        }
+    /// `seen_until`: nothing that happened before was missed.
+    pub(crate) fn request_flow(
+        &self,
+        connection: &Connection,
+        endpoints: &[Endpoint],
+        seen_until: Option<MonotonicNs>,
+    ) -> Option<Flow> {
+        let head = match &self.stream {
+            Some(stream) => Some(stream.head_if_alone(Direction::Egress)?),
+            None => None,
+        };
         let from = connection.client.map(|i| &endpoints[i].egress);
         let to = connection.server.map(|i| &endpoints[i].ingress);
-        flow(from, to, connection.client.is_some(), self.request)
+        let flow = flow(from, to, connection.client.is_some(), self.request, seen_until)?;
+        Some(Flow { head: head.or(flow.head), ..flow })
     }
 
     /// The response's crossing of its connection. Bytes sent before `not_before` do not mark it: on an encrypted connection
@@ -257,15 +265,17 @@ impl Exchange {
         connection: &Connection,
         endpoints: &[Endpoint],
         not_before: Option<MonotonicNs>,
+        seen_until: Option<MonotonicNs>,
     ) -> Option<Flow> {
         // What lies between a stream's frames is other streams'.
-        if self.stream.is_some() {
-            return None;
-        }
-        let (range, told) = self.response_range(connection, endpoints, not_before)?;
+        let (head, (range, told)) = match &self.stream {
+            Some(stream) => (Some(stream.head_if_alone(Direction::Ingress)?), (self.response?, true)),
+            None => (None, self.response_range(connection, endpoints, not_before)?),
+        };
         let from = connection.server.map(|i| &endpoints[i].egress);
         let to = connection.client.map(|i| &endpoints[i].ingress);
-        flow(from, to, connection.client.is_none(), range).filter(|_| told)
+        let flow = flow(from, to, connection.client.is_none(), range, seen_until).filter(|_| told)?;
+        Some(Flow { head: head.or(flow.head), ..flow })
     }
 
     /// The response's bytes, as positions of the vantage end's stream, and whether it is told where they begin.
@@ -357,7 +367,13 @@ fn positions(
 }
 
 /// How bytes crossed from a sender's stream to a receiver's, if they did so in pieces. What one end was not seen to do is not known.
-fn flow(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, range: (Offset, Offset)) -> Option<Flow> {
+fn flow(
+    from: Option<&Stream>,
+    to: Option<&Stream>,
+    sender_positions: bool,
+    range: (Offset, Offset),
+    seen_until: Option<MonotonicNs>,
+) -> Option<Flow> {
     let (sent, received) = positions(from, to, sender_positions, range);
     let (from, to) = (from.filter(|f| !f.is_empty()), to.filter(|t| !t.is_empty()));
     let [held, retransmits] = from.map(|f| f.hindrances(sent.0, sent.1)).unwrap_or_default();
@@ -366,8 +382,8 @@ fn flow(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, rang
         bytes: u64::try_from(range.1 - range.0).unwrap_or(0),
         head: head.and_then(|end| u64::try_from(end.min(sent.1) - sent.0).ok()),
         sent: from.map_or_else(Progress::unknown, |f| f.sent_progress(sent.0, sent.1)),
-        ready: to.map_or_else(Progress::unknown, |t| t.ready_progress(received.0, received.1)),
-        read: to.map_or_else(Progress::unknown, |t| t.recv_progress(received.0, received.1)),
+        ready: to.map_or_else(Progress::unknown, |t| t.ready_progress(received.0, received.1, seen_until)),
+        read: to.map_or_else(Progress::unknown, |t| t.recv_progress(received.0, received.1, seen_until)),
         held,
         retransmits,
     };

@@ -6,6 +6,7 @@
 
 mod connection;
 mod exchange;
+mod http2;
 mod join;
 pub mod lines;
 mod mesh;

@@ -140,7 +140,9 @@ impl Stream {
         let index = self.sends.partition_point(|&(start, _)| start <= at).checked_sub(1)?;
         let (start, when) = self.sends[index];
         let piece = self.piece_at(at)?;
-        (start >= piece.start).then_some(when)
+        // Of several sends that count as one, only the first one's first byte is told.
+        let told = start == at || !self.is_thinned_after(index);
+        (start >= piece.start && told).then_some(when)
     }
 
     /// Where the send call that holds the byte at `at` ends: the next call's first byte, or the message's end.
@@ -155,7 +157,12 @@ impl Stream {
         let piece = self.piece_at(end - 1)?;
         let index = self.sends.partition_point(|&(at, _)| at < end).checked_sub(1)?;
         let (at, when) = self.sends[index];
-        (at >= start.max(piece.start)).then_some(when)
+        (at >= start.max(piece.start) && !self.is_thinned_after(index)).then_some(when)
+    }
+
+    /// True if sends may have been left out between the one at `index` and the next.
+    fn is_thinned_after(&self, index: usize) -> bool {
+        self.thinned_sends.binary_search(&(index + 1)).is_ok()
     }
 
     /// The first send call in `start..end` that began at or after `not_before`: its first byte.
@@ -203,10 +210,9 @@ impl Stream {
             }
             let next = self.sends.get(i + 1).map(|s| s.0);
             let high = next.unwrap_or(ends).min(end);
-            let thinned = self.thinned_sends.binary_search(&(i + 1)).is_ok();
-            let low = if thinned { begin } else { ends.min(high) };
-            // What was not seen to be sent was sent at some time before what follows.
-            let high = if next.is_none() && self.lossy { end } else { high };
+            let low = if self.is_thinned_after(i) { begin } else { ends.min(high) };
+            // What was not seen to be sent was sent at some time all the same.
+            let high = if next.is_none() { end } else { high };
             marks.push(Mark { at, low: count(start, low.max(start)), high: count(start, high) });
         }
         if marks.is_empty() {
@@ -216,13 +222,13 @@ impl Stream {
     }
 
     /// How the bytes `start..end` became readable.
-    pub(crate) fn ready_progress(&self, start: Offset, end: Offset) -> Progress {
-        progress(&self.readies, start, end, self.lossy)
+    pub(crate) fn ready_progress(&self, start: Offset, end: Offset, seen_until: Option<MonotonicNs>) -> Progress {
+        progress(&self.readies, start, end, seen_until.filter(|_| !self.lossy))
     }
 
     /// How the bytes `start..end` were read.
-    pub(crate) fn recv_progress(&self, start: Offset, end: Offset) -> Progress {
-        progress(&self.recvs, start, end, self.lossy)
+    pub(crate) fn recv_progress(&self, start: Offset, end: Offset, seen_until: Option<MonotonicNs>) -> Progress {
+        progress(&self.recvs, start, end, seen_until.filter(|_| !self.lossy))
     }
 
     /// Where and when TCP held bytes of `start..end` back, and which of them it sent again; counted from `start`.
@@ -274,8 +280,8 @@ fn is_thinned(message: &Message, list: &[SeqInstant], i: usize) -> bool {
     close(i) || replaced
 }
 
-/// Marks of `steps` for the bytes `start..end`, counted from `start`.
-fn progress(steps: &[Step], start: Offset, end: Offset, lossy: bool) -> Progress {
+/// Marks of `steps` for the bytes `start..end`, counted from `start`. What was not seen by `seen_until` had not happened.
+fn progress(steps: &[Step], start: Offset, end: Offset, seen_until: Option<MonotonicNs>) -> Progress {
     let mut marks: Vec<Mark> = Vec::new();
     let mut before = start;
     let first = steps.partition_point(|s| s.end <= start);
@@ -291,8 +297,12 @@ fn progress(steps: &[Step], start: Offset, end: Offset, lossy: bool) -> Progress
             break;
         }
     }
-    if before < end && (lossy || marks.is_empty()) {
-        may_be(&mut marks, count(start, end));
+    if before < end {
+        let (low, high) = (count(start, before), count(start, end));
+        match seen_until {
+            Some(at) if !marks.is_empty() => marks.push(Mark { at, low, high }),
+            _ => may_be(&mut marks, high),
+        }
     }
     Progress::new(marks)
 }
@@ -389,14 +399,32 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_was_cut_tells_only_its_end() {
+    fn a_list_that_was_thinned_tells_only_its_ends() {
         let mut stream = Stream::default();
-        let mut message = ingress(0, 100, &[(10, 1), (20, 2), (100, 9)], &[]);
+        let mut readies: Vec<(u32, u64)> = (1..=15).map(|i| (i * 10, u64::from(i))).collect();
+        readies.push((400, 60));
+        let mut message = ingress(0, 400, &readies, &[]);
         message.elided = 5;
         stream.push(&message);
-        assert_eq!(stream.ready(20), Some(MonotonicNs(2)));
-        assert_eq!(stream.ready(60), None);
-        assert_eq!(stream.ready(100), Some(MonotonicNs(9)));
+        assert_eq!(stream.ready(150), Some(MonotonicNs(15)));
+        assert_eq!(stream.ready(160), None);
+        assert_eq!(stream.ready(400), Some(MonotonicNs(60)));
+    }
+
+    #[test]
+    fn of_thinned_sends_only_beginnings_are_told() {
+        let mut stream = Stream::default();
+        let mut message = ingress(0, 1_000, &[], &[]);
+        message.direction = Direction::Egress;
+        let sends: Vec<(u32, u64)> = (0..15).map(|i| (i * 10, u64::from(i))).chain([(900, 60)]).collect();
+        (message.sends, message.elided) = (instants(&sends), 5);
+        stream.push(&message);
+        assert_eq!(
+            [139, 140, 141, 900].map(|at| stream.send_of(at)),
+            [Some(MonotonicNs(13)), Some(MonotonicNs(14)), None, Some(MonotonicNs(60))]
+        );
+        assert_eq!((stream.last_send(0, 500), stream.last_send(0, 950)), (None, Some(MonotonicNs(60))));
+        assert_eq!(stream.sent_progress(0, 1_000).at(MonotonicNs(20)), (140, 900));
     }
 
     #[test]
@@ -409,14 +437,15 @@ mod tests {
         message.elided = 7;
         let mut stream = Stream::default();
         stream.push(&message);
-        let ready = stream.ready_progress(5, 410);
+        let ready = stream.ready_progress(5, 410, None);
         let at = |t| ready.at(MonotonicNs(us(t)));
         assert_eq!(
             [at(0), at(1), at(14), at(15), at(60), at(899), at(900)],
             [(0, 0), (5, 5), (135, 135), (145, 395), (395, 395), (395, 395), (405, 405)]
         );
-        let read = stream.recv_progress(0, 410);
-        assert_eq!(read.at(MonotonicNs(us(5_000))), (100, 100), "the rest was never read");
+        let read = stream.recv_progress(0, 410, Some(MonotonicNs(us(5_000))));
+        assert_eq!([4_999, 5_000].map(|t| read.at(MonotonicNs(us(t)))), [(100, 100), (100, 410)]);
+        assert_eq!(stream.recv_progress(0, 410, None).at(MonotonicNs(us(11))), (100, 410));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Prints the messages of every network namespace as they are assembled: `cargo run -p meshdiff-probes --example watch [SECONDS]`.
 
-use meshdiff_model::{Http2Stream, Message, MonotonicNs, Socket, SocketCookie};
+use meshdiff_model::{Http2Stream, Message, MonotonicNs, Socket, SocketCookie, SocketMetrics};
 use meshdiff_probes::{Assembler, Handler, Limits, ProbeConfig, Probes, RawEvent, Sink};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -30,6 +30,19 @@ impl Sink for Print {
             if m.gap_before { " GAP" } else { "" },
             if m.elided > 0 { format!(" {} elided", m.elided) } else { String::new() },
             m.content,
+        );
+    }
+    fn metrics(&mut self, row: SocketMetrics) {
+        println!(
+            "{} cookie {} {}+{} calls {}+{} bytes, {} retransmits, {} drops",
+            row.window_start.0,
+            row.socket.0,
+            row.write.calls,
+            row.read.calls,
+            row.write.bytes,
+            row.read.bytes,
+            row.retransmits,
+            row.drops.values().sum::<u64>(),
         );
     }
     fn socket(&mut self, socket: Socket) {

@@ -9,7 +9,7 @@ use arrow::array::{
 use arrow::array::{ArrowPrimitiveType, ListArray};
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{
-    DataType, Field, FieldRef, Fields, Int64Type, Schema, SchemaRef, UInt16Type, UInt32Type, UInt64Type,
+    DataType, Field, FieldRef, Fields, Int16Type, Int64Type, Schema, SchemaRef, UInt16Type, UInt32Type, UInt64Type,
 };
 use meshdiff_model::SeqInstant;
 use serde::Serialize;
@@ -295,4 +295,46 @@ pub(crate) fn labels<R>(
         Arc::new(builder.finish()) as ArrayRef
     };
     Column::new(name, data_type, false, Packing::Dictionary, Box::new(encode))
+}
+
+fn count_fields(key: &'static str, key_type: DataType) -> Fields {
+    Fields::from(vec![Field::new(key, key_type, false), Field::new("count", DataType::UInt64, false)])
+}
+
+/// How often each of some things: `keys` makes the column of what they are.
+fn counts<R, K: 'static>(
+    name: &'static str,
+    fields: Fields,
+    get: impl for<'a> Fn(&'a R) -> Vec<(K, u64)> + Send + Sync + 'static,
+    keys: impl Fn(Vec<K>) -> ArrayRef + Send + Sync + 'static,
+) -> Column<R> {
+    let item: FieldRef = Arc::new(Field::new(ELEMENT, DataType::Struct(fields.clone()), false));
+    let data_type = DataType::List(Arc::clone(&item));
+    let encode = move |rows: &[R]| {
+        let lists: Vec<_> = rows.iter().map(&get).collect();
+        let offsets = OffsetBuffer::from_lengths(lists.iter().map(Vec::len));
+        let (each, counts): (Vec<K>, Vec<u64>) = lists.into_iter().flatten().unzip();
+        let counts = Arc::new(PrimitiveArray::<UInt64Type>::from(counts)) as ArrayRef;
+        let items = StructArray::new(fields.clone(), vec![keys(each), counts], None);
+        Arc::new(ListArray::new(Arc::clone(&item), offsets, Arc::new(items), None)) as ArrayRef
+    };
+    Column::new(name, data_type, false, Packing::Dictionary, Box::new(encode))
+}
+
+/// A histogram's buckets.
+pub(crate) fn counts_by_index<R>(
+    name: &'static str,
+    get: impl Fn(&R) -> Vec<(i16, u64)> + Send + Sync + 'static,
+) -> Column<R> {
+    let keys = |keys: Vec<i16>| Arc::new(PrimitiveArray::<Int16Type>::from(keys)) as ArrayRef;
+    counts(name, count_fields("index", DataType::Int16), get, keys)
+}
+
+pub(crate) fn counts_by_text<R>(
+    name: &'static str,
+    get: impl Fn(&R) -> Vec<(&str, u64)> + Send + Sync + 'static,
+) -> Column<R> {
+    let owned = move |row: &R| get(row).into_iter().map(|(text, n)| (text.to_owned(), n)).collect();
+    let keys = |keys: Vec<String>| Arc::new(StringArray::from(keys)) as ArrayRef;
+    counts(name, count_fields("reason", DataType::Utf8), owned, keys)
 }

@@ -14,6 +14,9 @@ pub fn schema_markdown() -> String {
                 "One row for each TCP socket, again when more is known of it: of equal cookies the last row counts."
             }
             Table::Messages => "One row for each run of bytes in one direction of one socket, with its instants.",
+            Table::SocketMetrics => {
+                "What each socket did in each window of 10 s in which something happened; rows of one socket and window add up."
+            }
             Table::Http2Streams => {
                 "One row for what a socket sent of an HTTP/2 stream; several make one stream where its number is the same."
             }

@@ -27,8 +27,8 @@ pub use damage::{Damage, DamagedPart, PartError};
 pub use docs::schema_markdown;
 pub use error::CaptureError;
 pub use meta::{
-    AlsStats, EntryCounts, EventCounts, HostInfo, Meta, ProbeInfo, RecordingState, TableStats, TierRefusal, TlsLibrary, ToolInfo,
-    WatchReason, WatchedNetns,
+    AlsStats, EntryCounts, EventCounts, HostInfo, Meta, ProbeInfo, RecordingState, TableStats, TierRefusal, TlsLibrary,
+    ToolInfo, Unmeasured, WatchReason, WatchedNetns,
 };
 pub use reader::{Capture, CaptureData, CaptureState, ReadOptions};
 pub use sink::CaptureSink;

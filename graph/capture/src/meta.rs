@@ -3,7 +3,7 @@
 use crate::error::CaptureError;
 use crate::table::Table;
 use crate::{META_FILE, SCHEMA_NUMBER, SCHEMA_PREFIX, SCHEMA_VERSION};
-use meshdiff_model::{ClockAnchor, ClockSample, NetnsId, ProbeStats, ProbeTier};
+use meshdiff_model::{ClockAnchor, ClockSample, Metric, NetnsId, ProbeStats, ProbeTier};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
@@ -120,6 +120,8 @@ pub struct ProbeInfo {
     pub tier: ProbeTier,
     /// Better tiers that the kernel refused, and why.
     pub refused: Vec<TierRefusal>,
+    /// What was not measured because the kernel refused the probes for it, and why.
+    pub unmeasured: Vec<Unmeasured>,
     /// What they did, and what they cost.
     pub stats: ProbeStats,
     /// Libraries with which applications in watched namespaces do TLS themselves, in order of being found.
@@ -128,7 +130,13 @@ pub struct ProbeInfo {
 
 impl Default for ProbeInfo {
     fn default() -> Self {
-        Self { tier: ProbeTier::None, refused: Vec::new(), stats: ProbeStats::default(), tls_libraries: Vec::new() }
+        Self {
+            tier: ProbeTier::None,
+            refused: Vec::new(),
+            unmeasured: Vec::new(),
+            stats: ProbeStats::default(),
+            tls_libraries: Vec::new(),
+        }
     }
 }
 
@@ -139,6 +147,16 @@ pub struct TierRefusal {
     /// The tier.
     pub tier: ProbeTier,
     /// What the kernel said, or that it was not asked for.
+    pub reason: String,
+}
+
+/// A metric that is absent from a capture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unmeasured {
+    /// Which.
+    pub metric: Metric,
+    /// What the kernel said.
     pub reason: String,
 }
 
@@ -168,6 +186,8 @@ pub struct EventCounts {
     pub recvs: u64,
     /// Changes of a socket's state.
     pub states: u64,
+    /// Bytes held back, segments sent again, resets and drops.
+    pub others: u64,
     /// Records that could not be decoded.
     pub malformed: u64,
 }

@@ -2,7 +2,8 @@
 //! directions.
 
 use meshdiff_model::{
-    AccessLogType, Closer, Direction, HopProtocol, Http2Gap, ProcessRole, ProxyKind, Side, SocketRole, TcpState, TlsVersion,
+    AccessLogType, Closer, Direction, HopProtocol, Http2Gap, ProcessRole, ProxyKind, Side, SocketRole, TcpState,
+    TlsVersion,
 };
 
 /// An enumeration whose variants have names in the files.

@@ -9,8 +9,9 @@ use crate::table::Table;
 use crate::tables::Row;
 use crate::view::Interner;
 use bytes::Bytes;
-use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent};
+use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent, SocketMetrics};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ pub struct CaptureData {
     pub messages: Vec<Message>,
     /// By socket, in the order in which the streams ended.
     pub http2_streams: Vec<Http2Stream>,
+    /// By socket and window, one row for each.
+    pub metrics: Vec<SocketMetrics>,
     /// In order of arrival.
     pub access_logs: Vec<HopSide>,
     /// Proxies as they were known last, by node id.
@@ -134,6 +137,7 @@ impl Capture {
         let mut reading = Reading { capture: self, options, strings: Interner::default(), damage: Damage::default() };
         let sockets = reading.table::<Socket>()?;
         let mut messages = reading.table::<Message>()?;
+        let metrics = merged(reading.table::<SocketMetrics>()?);
         let mut http2_streams = reading.table::<Http2Stream>()?;
         http2_streams.sort_by_key(|s| s.socket);
         let access_logs = reading.table::<HopSide>()?;
@@ -150,6 +154,7 @@ impl Capture {
             sockets: last_of_each(sockets, |s| s.cookie),
             messages,
             http2_streams,
+            metrics,
             access_logs,
             proxies: last_of_each(proxies, |p| p.node.clone()),
             processes: last_of_each(processes, |p| p.tgid),
@@ -251,6 +256,18 @@ fn read_part<R: Row>(path: &Path, strings: &Interner) -> Result<crate::tables::D
 fn last_of_each<R, K: Ord>(rows: Vec<R>, key: impl Fn(&R) -> K) -> Vec<R> {
     let last: BTreeMap<K, R> = rows.into_iter().map(|row| (key(&row), row)).collect();
     last.into_values().collect()
+}
+
+/// One row for each socket and window, in their order.
+fn merged(rows: Vec<SocketMetrics>) -> Vec<SocketMetrics> {
+    let mut by_key: BTreeMap<_, SocketMetrics> = BTreeMap::new();
+    for row in rows {
+        match by_key.entry((row.socket, row.window_start)) {
+            Entry::Vacant(new) => _ = new.insert(row),
+            Entry::Occupied(mut known) => known.get_mut().merge(&row),
+        }
+    }
+    by_key.into_values().collect()
 }
 
 /// True if a recorder holds the folder. Asks for a shared lock, so that readers do not take each other for a recorder.

@@ -2,7 +2,7 @@
 
 use crate::error::CaptureError;
 use crate::meta::Meta;
-use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent};
+use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent, SocketMetrics};
 
 /// Takes what a recording yields. The Parquet folder ([`CaptureWriter`](crate::CaptureWriter)) is one; a database can be
 /// another.
@@ -20,6 +20,8 @@ pub trait CaptureSink: Send {
     fn write_http2(&mut self, stream: Http2Stream) -> Result<(), CaptureError>;
     /// Adds what is known of a socket; supersedes what was written of it before.
     fn write_socket(&mut self, socket: Socket) -> Result<(), CaptureError>;
+    /// Adds what a socket did in a window; rows of one socket and window add up.
+    fn write_metrics(&mut self, row: SocketMetrics) -> Result<(), CaptureError>;
     /// Adds an access log entry.
     fn write_access_log(&mut self, entry: HopSide) -> Result<(), CaptureError>;
     /// Adds a proxy; supersedes what was written of the same node id before.

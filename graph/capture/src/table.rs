@@ -11,6 +11,8 @@ pub enum Table {
     Sockets,
     /// `model::Message`.
     Messages,
+    /// `model::SocketMetrics`.
+    SocketMetrics,
     /// `model::Http2Stream`.
     Http2Streams,
     /// `model::HopSide`.
@@ -25,8 +27,16 @@ pub enum Table {
 
 impl Table {
     /// All, in the order of the documentation.
-    pub const ALL: [Self; 7] =
-        [Self::Sockets, Self::Messages, Self::Http2Streams, Self::AccessLogs, Self::Proxies, Self::Processes, Self::Events];
+    pub const ALL: [Self; 8] = [
+        Self::Sockets,
+        Self::Messages,
+        Self::SocketMetrics,
+        Self::Http2Streams,
+        Self::AccessLogs,
+        Self::Proxies,
+        Self::Processes,
+        Self::Events,
+    ];
 
     /// The name of its folder, which is its name everywhere.
     #[must_use]
@@ -34,6 +44,7 @@ impl Table {
         match self {
             Self::Sockets => "sockets",
             Self::Messages => "messages",
+            Self::SocketMetrics => "socket_metrics",
             Self::Http2Streams => "http2_streams",
             Self::AccessLogs => "access_logs",
             Self::Proxies => "proxies",

@@ -4,9 +4,10 @@
 use crate::damage::PartError;
 use crate::names::Named;
 use arrow::array::{
-    Array, ArrowPrimitiveType, AsArray, BooleanArray, ListArray, MapArray, PrimitiveArray, RecordBatch, StringArray,
+    Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, ListArray, MapArray, PrimitiveArray, RecordBatch,
+    StringArray,
 };
-use arrow::datatypes::{UInt32Type, UInt64Type};
+use arrow::datatypes::{Int16Type, UInt32Type, UInt64Type};
 use meshdiff_model::{MonotonicNs, SeqInstant, SeqNo};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
@@ -79,6 +80,25 @@ impl<'a> View<'a> {
         let keys = map.keys().as_string_opt::<i32>().ok_or_else(wrong)?;
         let values = map.values().as_string_opt::<i32>().ok_or_else(wrong)?;
         Ok(Labels { name, map, keys, values })
+    }
+    fn counts(&self, name: &'static str, key: &str) -> Result<(Counts<'a>, &'a ArrayRef), PartError> {
+        let list: &ListArray = self.column(name)?;
+        let wrong = || PartError::WrongType { column: name, found: list.data_type().to_string() };
+        let items = list.values().as_struct_opt().ok_or_else(wrong)?;
+        let keys = items.column_by_name(key).ok_or_else(wrong)?;
+        let counts =
+            items.column_by_name("count").and_then(|c| c.as_primitive_opt::<UInt64Type>()).ok_or_else(wrong)?;
+        Ok((Counts { name, list, counts }, keys))
+    }
+    pub(crate) fn index_counts(&self, name: &'static str) -> Result<IndexCounts<'a>, PartError> {
+        let (counts, keys) = self.counts(name, "index")?;
+        let wrong = || PartError::WrongType { column: name, found: keys.data_type().to_string() };
+        Ok(IndexCounts { counts, keys: keys.as_primitive_opt::<Int16Type>().ok_or_else(wrong)? })
+    }
+    pub(crate) fn text_counts(&self, name: &'static str) -> Result<TextCounts<'a>, PartError> {
+        let (counts, keys) = self.counts(name, "reason")?;
+        let wrong = || PartError::WrongType { column: name, found: keys.data_type().to_string() };
+        Ok(TextCounts { counts, keys: keys.as_string_opt::<i32>().ok_or_else(wrong)? })
     }
     pub(crate) fn instants(&self, name: &'static str) -> Result<Instants<'a>, PartError> {
         let list: &ListArray = self.column(name)?;
@@ -222,5 +242,47 @@ impl Instants<'_> {
             return Err(bad);
         }
         Ok(range.map(|i| SeqInstant { seq: SeqNo(self.seq.value(i)), at: MonotonicNs(self.at.value(i)) }).collect())
+    }
+}
+
+/// A list of how often each of some things.
+struct Counts<'a> {
+    name: &'static str,
+    list: &'a ListArray,
+    counts: &'a PrimitiveArray<UInt64Type>,
+}
+
+impl Counts<'_> {
+    fn get<K>(&self, row: usize, keys: &impl Array, key: impl Fn(usize) -> K) -> Result<Vec<(K, u64)>, BadCell> {
+        let bad = BadCell { column: self.name };
+        let items = keys.len().min(self.counts.len());
+        let range = range(self.list.value_offsets(), self.list.is_null(row), row, items).ok_or(bad)?;
+        let entry = |i: usize| {
+            let null = keys.is_null(i) || self.counts.is_null(i);
+            if null { Err(bad) } else { Ok((key(i), self.counts.value(i))) }
+        };
+        range.map(entry).collect()
+    }
+}
+
+pub(crate) struct IndexCounts<'a> {
+    counts: Counts<'a>,
+    keys: &'a PrimitiveArray<Int16Type>,
+}
+
+impl IndexCounts<'_> {
+    pub(crate) fn get(&self, row: usize) -> Result<Vec<(i16, u64)>, BadCell> {
+        self.counts.get(row, self.keys, |i| self.keys.value(i))
+    }
+}
+
+pub(crate) struct TextCounts<'a> {
+    counts: Counts<'a>,
+    keys: &'a StringArray,
+}
+
+impl<'a> TextCounts<'a> {
+    pub(crate) fn get(&self, row: usize) -> Result<Vec<(&'a str, u64)>, BadCell> {
+        self.counts.get(row, self.keys, |i| self.keys.value(i))
     }
 }

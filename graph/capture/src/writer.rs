@@ -8,7 +8,7 @@ use crate::sink::CaptureSink;
 use crate::table::Table;
 use crate::tables::Row;
 use crate::{META_FILE, SCHEMA_VERSION};
-use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent};
+use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent, SocketMetrics};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -51,6 +51,7 @@ pub struct CaptureWriter {
     folder: Folder,
     sockets: TableWriter<Socket>,
     messages: TableWriter<Message>,
+    socket_metrics: TableWriter<SocketMetrics>,
     http2_streams: TableWriter<Http2Stream>,
     access_logs: TableWriter<HopSide>,
     proxies: TableWriter<Proxy>,
@@ -169,6 +170,7 @@ impl CaptureWriter {
         let mut writer = Self {
             sockets: TableWriter::create(&mut folder)?,
             messages: TableWriter::create(&mut folder)?,
+            socket_metrics: TableWriter::create(&mut folder)?,
             http2_streams: TableWriter::create(&mut folder)?,
             access_logs: TableWriter::create(&mut folder)?,
             proxies: TableWriter::create(&mut folder)?,
@@ -215,6 +217,7 @@ impl CaptureWriter {
             self.proxies.roll(folder),
             self.sockets.roll(folder),
             self.messages.roll(folder),
+            self.socket_metrics.roll(folder),
             self.http2_streams.roll(folder),
             self.access_logs.roll(folder),
             self.events.as_mut().map_or(Ok(()), |events| events.roll(folder)),
@@ -238,6 +241,7 @@ macro_rules! write_row {
 
 impl CaptureSink for CaptureWriter {
     write_row!(write_message, Message, messages);
+    write_row!(write_metrics, SocketMetrics, socket_metrics);
     write_row!(write_http2, Http2Stream, http2_streams);
     write_row!(write_socket, Socket, sockets);
     write_row!(write_access_log, HopSide, access_logs);

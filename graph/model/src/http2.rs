@@ -27,7 +27,7 @@ pub struct Http2Stream {
     pub end: Option<SeqNo>,
     /// Frames.
     pub frames: u32,
-    /// Payload of its DATA frames, padding included.
+    /// Payload of its DATA frames, padding included: of all of them, if the row has a head and an end.
     pub data_bytes: u64,
     /// Interim responses before the response.
     pub interim: u32,

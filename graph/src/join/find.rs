@@ -1,6 +1,6 @@
 //! Which exchanges an access log entry speaks of.
 
-use super::{Joiner, TOLERANCE, is_multiplexed};
+use super::{Joiner, Role, TOLERANCE, is_multiplexed};
 use crate::connection::Connection;
 use crate::exchange::Exchange;
 use meshdiff_model::{AmbiguityReason, Content, HopSide, JoinOutcome, Link, MonotonicNs, Side, UnmatchedReason};
@@ -34,21 +34,32 @@ impl Joiner<'_> {
         Ok(start)
     }
 
-    /// The exchange that a proxy served: the one on its downstream connection in which the stream began.
-    pub(super) fn downstream(&self, log: &HopSide, start: Option<MonotonicNs>) -> Found {
-        let Some(peer) = log.downstream_direct_remote_address else {
+    /// The exchange that a proxy served: the one on its downstream connection in which the stream began. `index` is the entry's place
+    /// among the logs.
+    pub(super) fn downstream(&self, index: usize, log: &HopSide, start: Option<MonotonicNs>) -> Found {
+        let Some(_) = log.downstream_direct_remote_address else {
             return JoinOutcome::Unmatched(UnmatchedReason::AddressMissing);
         };
         let start = match self.instant(log, start) {
             Ok(start) => start,
             Err(none) => return none,
         };
-        if is_multiplexed(log.protocol) {
-            return JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead);
-        }
         if start < self.input.window.0 {
             return JoinOutcome::Unmatched(UnmatchedReason::BeforeRecording);
         }
+        self.downstream_candidates(log, start)
+            .into_iter()
+            .map(|c| self.served_on(c, index, log, start))
+            .fold(JoinOutcome::Unmatched(UnmatchedReason::SocketNotSeen), prefer)
+    }
+
+    /// The one connection on which a proxy was asked, if the addresses tell it.
+    pub(super) fn downstream_connection(&self, log: &HopSide, start: Option<MonotonicNs>) -> Option<usize> {
+        only(self.downstream_candidates(log, start?))
+    }
+
+    fn downstream_candidates(&self, log: &HopSide, start: MonotonicNs) -> Vec<usize> {
+        let Some(peer) = log.downstream_direct_remote_address else { return Vec::new() };
         // An application and its sidecar may use the same port for different destinations at the same time.
         let meant = |c: &usize| match (log.downstream_local_address, self.destination(&self.connections[*c])) {
             (Some(wanted), Some(destination)) => Some(wanted.0 == destination),
@@ -64,18 +75,35 @@ impl Joiner<'_> {
             })
             .collect();
         let any_meant = candidates.iter().any(|c| meant(c) == Some(true));
-        candidates
-            .iter()
-            .filter(|c| !any_meant || meant(c) == Some(true))
-            .map(|&c| self.served_on(c, log, start))
-            .fold(JoinOutcome::Unmatched(UnmatchedReason::SocketNotSeen), prefer)
+        candidates.into_iter().filter(|c| !any_meant || meant(c) == Some(true)).collect()
+    }
+
+    /// What is known of an entry on a connection that carries several requests at once; `None` for another connection.
+    fn stream_on(&self, connection: usize, index: usize, log: &HopSide, role: Role) -> Option<Found> {
+        if self.followed.contains(&connection) {
+            let found = self.of_stream.get(&(index, role)).copied();
+            return Some(found.unwrap_or(JoinOutcome::Ambiguous(AmbiguityReason::SeveralSockets)));
+        }
+        let multiplexed =
+            self.multiplexed.contains(&connection) || (role == Role::Downstream && is_multiplexed(log.protocol));
+        let encrypted = || {
+            let ends = [self.connections[connection].client, self.connections[connection].server];
+            ends.into_iter().flatten().any(|i| self.endpoints[i].speaks_tls())
+        };
+        multiplexed.then(|| {
+            JoinOutcome::Unmatched(if encrypted() {
+                UnmatchedReason::MultiplexedEncrypted
+            } else {
+                UnmatchedReason::ProtocolNotRead
+            })
+        })
     }
 
     /// The exchange of a connection in which a stream was created at `start`: after its request could be read, before its
     /// response was sent.
-    fn served_on(&self, connection: usize, log: &HopSide, start: MonotonicNs) -> Found {
-        if self.multiplexed.contains(&connection) {
-            return JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead);
+    fn served_on(&self, connection: usize, index: usize, log: &HopSide, start: MonotonicNs) -> Found {
+        if let Some(found) = self.stream_on(connection, index, log, Role::Downstream) {
+            return found;
         }
         let list = &self.exchanges[self.of_connection[connection].clone()];
         let ended_before = |e: &Exchange| self.answered_by_server(e).offset(TOLERANCE) < start;
@@ -116,10 +144,10 @@ impl Joiner<'_> {
 
     /// The exchange that a proxy made of a request: on its upstream connection, sent after Envoy encoded the request and
     /// answered before Envoy parsed the response.
-    pub(super) fn upstream(&self, log: &HopSide, start: Option<MonotonicNs>, downstream: Found) -> Found {
-        let Some(local) = log.upstream_local_address else {
+    pub(super) fn upstream(&self, index: usize, log: &HopSide, start: Option<MonotonicNs>, downstream: Found) -> Found {
+        if log.upstream_local_address.is_none() {
             return JoinOutcome::Unmatched(UnmatchedReason::AddressMissing);
-        };
+        }
         let start = match self.instant(log, start) {
             Ok(start) => start,
             Err(none) => return none,
@@ -127,7 +155,35 @@ impl Joiner<'_> {
         if start < self.input.window.0 {
             return JoinOutcome::Unmatched(UnmatchedReason::BeforeRecording);
         }
-        // Without Envoy's marks, the time in which the downstream exchange was under way bounds it.
+        let Some((from, to)) = self.upstream_window(log, start, downstream) else {
+            return JoinOutcome::Unmatched(UnmatchedReason::ExchangeNotSeen);
+        };
+        self.upstream_candidates(log, start, downstream, (from, to))
+            .into_iter()
+            .map(|c| self.sent_on(c, index, log, from, to))
+            .fold(JoinOutcome::Unmatched(UnmatchedReason::SocketNotSeen), prefer)
+    }
+
+    /// The one connection on which a request went on, if the addresses tell it.
+    pub(super) fn upstream_connection(
+        &self,
+        log: &HopSide,
+        start: Option<MonotonicNs>,
+        downstream: Found,
+    ) -> Option<usize> {
+        let start = start?;
+        let window = self.upstream_window(log, start, downstream)?;
+        only(self.upstream_candidates(log, start, downstream, window))
+    }
+
+    /// From when until when a request can have gone on, by Envoy's marks; without them, the time in which the downstream exchange was
+    /// under way bounds it.
+    fn upstream_window(
+        &self,
+        log: &HopSide,
+        start: MonotonicNs,
+        downstream: Found,
+    ) -> Option<(MonotonicNs, MonotonicNs)> {
         let served = downstream.matched().map(|i| &self.exchanges[i]);
         let from = match log.timings.time_to_first_upstream_tx_byte {
             Some(mark) => start.offset(mark),
@@ -137,12 +193,25 @@ impl Joiner<'_> {
             (Some(mark), _, _) => start.offset(mark),
             (None, Some(extent), _) => start.offset(extent),
             (None, None, Some(exchange)) => exchange.last,
-            (None, None, None) => return JoinOutcome::Unmatched(UnmatchedReason::ExchangeNotSeen),
+            (None, None, None) => return None,
         };
+        Some((from, to))
+    }
+
+    fn upstream_candidates(
+        &self,
+        log: &HopSide,
+        start: MonotonicNs,
+        downstream: Found,
+        (from, to): (MonotonicNs, MonotonicNs),
+    ) -> Vec<usize> {
+        let Some(local) = log.upstream_local_address else { return Vec::new() };
         // A proxy's two sockets are in one network namespace: 127.0.0.6 and its ports are in all of them.
-        let netns = served
-            .and_then(|e| self.connections[e.connection].server)
-            .map(|server| self.endpoints[server].socket.netns);
+        let came_on = match downstream.matched() {
+            Some(exchange) => Some(self.exchanges[exchange].connection),
+            None => self.downstream_connection(log, Some(start)),
+        };
+        let netns = came_on.and_then(|c| self.connections[c].server).map(|server| self.endpoints[server].socket.netns);
         self.connections_at(local.0, from, to)
             .filter(|&c| {
                 let connection = &self.connections[c];
@@ -158,16 +227,15 @@ impl Joiner<'_> {
                 });
                 of_proxy && to_there && connection.link != Some(Link::ClientLoopback)
             })
-            .map(|c| self.sent_on(c, log, from, to))
-            .fold(JoinOutcome::Unmatched(UnmatchedReason::SocketNotSeen), prefer)
+            .collect()
     }
 
     /// The one exchange of a connection that began between the marks. The request leaves after its mark, so only the clocks'
     /// error counts at that end; the response's mark lies at least a round trip after the send, so that end needs no tolerance
     /// (and must not have any: a waiting request can follow on the same connection at once).
-    fn sent_on(&self, connection: usize, log: &HopSide, from: MonotonicNs, to: MonotonicNs) -> Found {
-        if self.multiplexed.contains(&connection) {
-            return JoinOutcome::Unmatched(UnmatchedReason::ProtocolNotRead);
+    fn sent_on(&self, connection: usize, index: usize, log: &HopSide, from: MonotonicNs, to: MonotonicNs) -> Found {
+        if let Some(found) = self.stream_on(connection, index, log, Role::Upstream) {
+            return found;
         }
         let list = &self.exchanges[self.of_connection[connection].clone()];
         let first = list.partition_point(|e| e.first < from.offset(-TOLERANCE));
@@ -194,6 +262,11 @@ impl Joiner<'_> {
         let head = matches!(exchange.request_content, Content::Http1Request { .. });
         !head && (plain || is_multiplexed(log.protocol))
     }
+}
+
+/// The one of several, if there is but one.
+fn only(list: Vec<usize>) -> Option<usize> {
+    if let [one] = list[..] { Some(one) } else { None }
 }
 
 /// The better of two outcomes for the same thing: a match beats none, two matches are ambiguous.

@@ -126,7 +126,7 @@ impl Joiner<'_> {
         let mut seen = 0;
         for (index, exchange) in self.exchanges.iter().enumerate() {
             let connection = &self.connections[exchange.connection];
-            let request = matches!(exchange.request_content, Content::Http1Request { .. });
+            let request = exchange.stream.is_some() || matches!(exchange.request_content, Content::Http1Request { .. });
             if connection.link != Some(Link::ClientLoopback) || connection.client.is_none() || !request {
                 continue;
             }

@@ -3,7 +3,8 @@
 use super::{Entry, Joiner, TOLERANCE, local_reply};
 use crate::exchange::Exchange;
 use meshdiff_model::{
-    Content, Crossing, Flows, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie, UnmatchedReason,
+    Closer, Content, Crossing, Flows, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie,
+    UnmatchedReason,
 };
 use std::sync::Arc;
 
@@ -42,8 +43,11 @@ impl Joiner<'_> {
         hop.sockets[2 * at + 1] = connection.server.map(|i| self.endpoints[i].socket.cookie);
         hop.request[at] = exchange.request_crossing(connection, &self.endpoints);
         hop.response[at] = exchange.response_crossing(connection, &self.endpoints, response_not_before);
-        hop.flows.request[at] = exchange.request_flow(connection, &self.endpoints).map(Arc::new);
-        hop.flows.response[at] = exchange.response_flow(connection, &self.endpoints, response_not_before).map(Arc::new);
+        // A loss is noticed by what comes after it: where there was any, what seems not to have happened may have.
+        let seen_until = self.lossy.is_empty().then_some(self.input.window.1);
+        hop.flows.request[at] = exchange.request_flow(connection, &self.endpoints, seen_until).map(Arc::new);
+        hop.flows.response[at] =
+            exchange.response_flow(connection, &self.endpoints, response_not_before, seen_until).map(Arc::new);
         hop.flows.behind[at] = self.waited_behind(exchange, &hop.request[at]);
         if let Some(stream) = &exchange.stream {
             let before = hop.http2.take();
@@ -100,6 +104,7 @@ impl Joiner<'_> {
             if let JoinOutcome::Matched(e) = client.downstream {
                 self.put(&mut hop, Link::ClientLoopback, &self.exchanges[e], None);
                 self.doubt_end(&mut hop, Link::ClientLoopback, &self.exchanges[e], Some(client));
+                hop.gave_up = self.gave_up(&hop, &self.exchanges[e], client);
             }
         }
         if client.or(server).is_some_and(|e| self.near_the_end(e)) {
@@ -153,9 +158,33 @@ impl Joiner<'_> {
         }
     }
 
+    /// When the client application gave up a request: it reset its stream, or it closed or reset its connection while the proxy had not
+    /// sent all of the response.
+    fn gave_up(&self, hop: &JoinedHop, exchange: &Exchange, client: &Entry) -> Option<MonotonicNs> {
+        let at = Link::ClientLoopback as usize;
+        let had_all = |given: MonotonicNs| hop.response[at].last_recv.is_some_and(|last| last <= given);
+        if let Some(stream) = &exchange.stream {
+            return stream.cancelled.filter(|reset| !had_all(*reset));
+        }
+        // Envoy's flag for a client that went away (`DC`); the end of a connection ends a response without a length as well.
+        let went_away = client.log.response_flags.iter().any(|flag| &**flag == "DC");
+        let last = self.of_connection[exchange.connection].end - 1;
+        if !(went_away || hop.response[at].send.is_none()) || !std::ptr::eq(exchange, &self.exchanges[last]) {
+            return None;
+        }
+        let socket = &self.endpoints[self.connections[exchange.connection].client?].socket;
+        let close = socket.close.filter(|close| close.by == Closer::Local)?;
+        let closed = socket.closed?;
+        let given = closed.offset(-close.duration.unwrap_or_default());
+        hop.request[at].send.is_some_and(|sent| sent <= given).then_some(given)
+    }
+
     /// When the accepting end had sent its last byte of the response to the request before this one on the same connection, if this one
     /// was ready there before that: requests of HTTP/1 are answered one after the other.
     fn waited_behind(&self, exchange: &Exchange, request: &Crossing) -> Option<MonotonicNs> {
+        if exchange.stream.is_some() {
+            return None;
+        }
         if exchange.stream.is_some() {
             return None;
         }
@@ -198,7 +227,8 @@ impl Joiner<'_> {
             let one = local || hop.network_by_log;
             let links: &[Link] = if one { &[Link::ClientLoopback] } else { &[Link::ClientLoopback, Link::Network] };
             let seen = links.iter().all(|&l| whole(hop.request_on(l)) && whole(hop.response_on(l)))
-                && hop.response_on(Link::ClientLoopback).last_recv.is_some();
+                && hop.response_on(Link::ClientLoopback).last_recv.is_some()
+                && hop.gave_up.is_none();
             if matches!(hop.client_half, JoinOutcome::Matched(())) && !seen {
                 hop.client_half = JoinOutcome::Unmatched(self.why_unseen(hop, client));
             }
@@ -231,7 +261,9 @@ impl Joiner<'_> {
     /// Why a socket's instants are missing although its exchange was found.
     fn why_unseen(&self, hop: &JoinedHop, entry: &Entry) -> UnmatchedReason {
         let lost = hop.sockets.iter().flatten().any(|cookie| self.lossy.contains(cookie));
-        if lost {
+        if hop.gave_up.is_some() {
+            UnmatchedReason::GaveUp
+        } else if lost {
             UnmatchedReason::EventsLost
         } else if self.near_the_end(entry) {
             UnmatchedReason::StillOpen

@@ -5,18 +5,21 @@ mod find;
 mod halves;
 mod hop;
 mod multiplexed;
+mod streams;
 mod turns;
 
 use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
+use crate::http2::{Sent, is_http2 as is_followed};
 use clock::Steps;
 use meshdiff_model::{
-    AmbiguityReason, ClockAnchor, DurationNs, HopProtocol, HopSide, JoinOutcome, JoinedHop, Message, MonotonicNs, Side,
-    Socket, SocketCookie, UnmatchedReason,
+    AmbiguityReason, ClockAnchor, DurationNs, HopProtocol, HopSide, Http2Stream, JoinOutcome, JoinedHop, Message,
+    MonotonicNs, Side, Socket, SocketCookie, UnmatchedReason,
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use streams::{Claim, Role};
 
 /// How far an access log's instant may lie from the kernel's. `start_time` has steps of 1 µs, and the wall clock's
 /// readings that anchor it are good to a few µs.
@@ -32,6 +35,8 @@ pub struct HopInput<'a> {
     pub sockets: &'a [Socket],
     /// Messages; those of one socket and direction in the order of assembly.
     pub messages: &'a [Message],
+    /// What sockets sent of HTTP/2 streams.
+    pub http2: &'a [Http2Stream],
     /// Access log entries, in any order.
     pub access_logs: &'a [HopSide],
     /// How the node's wall clock ran against its monotonic clock.
@@ -58,6 +63,9 @@ struct Entry {
     start: Option<MonotonicNs>,
     downstream: JoinOutcome<usize>,
     upstream: JoinOutcome<usize>,
+    /// The connections themselves, where the addresses tell them, also if no exchange on them could be told.
+    downstream_connection: Option<usize>,
+    upstream_connection: Option<usize>,
 }
 
 impl Entry {
@@ -83,6 +91,11 @@ struct Joiner<'a> {
     lossy: HashSet<SocketCookie>,
     /// Connections that carry several requests at once (HTTP/2 and later), by index.
     multiplexed: HashSet<usize>,
+    /// Those of them whose frames were followed.
+    followed: HashSet<usize>,
+    sent: Sent,
+    /// What was found for an entry (by its place among the logs) on a connection of which frames were followed.
+    of_stream: HashMap<(usize, Role), JoinOutcome<usize>>,
     /// First exchanges of encrypted connections that nobody says to be whole: the next turn, which may be their rest, is no request
     /// that anybody speaks of.
     parted: HashSet<usize>,
@@ -97,9 +110,14 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
     for (i, connection) in connections.iter().enumerate() {
         by_client.entry(connection.client_address(&endpoints)).or_default().push(i);
     }
-    let cut = |(i, connection)| crate::exchange::cut(i, connection, &endpoints);
+    let sent = Sent::of(input.http2);
+    let cut = |(i, connection)| {
+        let streams = crate::http2::cut(i, connection, &endpoints, &sent);
+        streams.unwrap_or_else(|| crate::exchange::cut(i, connection, &endpoints))
+    };
     let mut cuts: Vec<Vec<Exchange>> = connections.iter().enumerate().map(cut).collect();
     let multiplexed = multiplexed::find(input, &endpoints, &connections, &by_client);
+    let followed = (0..connections.len()).filter(|&c| is_followed(&connections[c], &endpoints, &sent)).collect();
     turns::mend(input, &connections, &endpoints, &by_client, &multiplexed, &mut cuts);
     let mut exchanges = Vec::new();
     let mut of_connection = Vec::with_capacity(connections.len());
@@ -120,6 +138,9 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
         by_client,
         lossy,
         multiplexed,
+        followed,
+        sent,
+        of_stream: HashMap::new(),
         parted: HashSet::new(),
         steps,
         has_kernel,
@@ -157,18 +178,35 @@ impl Joiner<'_> {
         (hops, client_messages)
     }
 
-    fn entries(&self) -> Vec<Entry> {
-        let mut entries: Vec<Entry> = self
+    fn entries(&mut self) -> Vec<Entry> {
+        let logs: Vec<(usize, &HopSide, Option<MonotonicNs>)> = self
             .input
             .access_logs
             .iter()
-            .filter(|log| log.access_log_type.is_terminal() && log.protocol != HopProtocol::Tcp)
-            .map(|log| (log, self.input.clock.to_monotonic(log.start_time)))
-            .filter(|(log, start)| self.is_of_the_recording(log, *start))
-            .map(|(log, start)| {
-                let downstream = self.downstream(log, start);
-                let upstream = self.upstream(log, start, downstream);
-                Entry { log: Arc::new(log.clone()), start, downstream, upstream }
+            .enumerate()
+            .filter(|(_, log)| log.access_log_type.is_terminal() && log.protocol != HopProtocol::Tcp)
+            .map(|(i, log)| (i, log, self.input.clock.to_monotonic(log.start_time)))
+            .filter(|(_, log, start)| self.is_of_the_recording(log, *start))
+            .collect();
+        // Streams of one connection are told apart by looking at all entries of it at once: first those on which requests came,
+        // then, as these say where the proxy is, those on which they went on.
+        self.assign_streams(&logs, Role::Downstream, |joiner, log, start, _| joiner.downstream_connection(log, start));
+        self.assign_streams(&logs, Role::Upstream, |joiner, log, start, i| {
+            joiner.upstream_connection(log, start, joiner.downstream(i, log, start))
+        });
+        let mut entries: Vec<Entry> = logs
+            .into_iter()
+            .map(|(i, log, start)| {
+                let downstream = self.downstream(i, log, start);
+                let upstream = self.upstream(i, log, start, downstream);
+                Entry {
+                    log: Arc::new(log.clone()),
+                    start,
+                    downstream,
+                    upstream,
+                    downstream_connection: self.downstream_connection(log, start),
+                    upstream_connection: self.upstream_connection(log, start, downstream),
+                }
             })
             .collect();
         entries.sort_by(|a, b| {
@@ -176,6 +214,31 @@ impl Joiner<'_> {
             key(a).cmp(&key(b)).then_with(|| (&a.log.node, &a.log.stream_id).cmp(&(&b.log.node, &b.log.stream_id)))
         });
         entries
+    }
+
+    /// Puts the entries of each connection whose frames were followed on its streams.
+    fn assign_streams(
+        &mut self,
+        logs: &[(usize, &HopSide, Option<MonotonicNs>)],
+        role: Role,
+        connection: impl Fn(&Self, &HopSide, Option<MonotonicNs>, usize) -> Option<usize>,
+    ) {
+        if self.followed.is_empty() {
+            return;
+        }
+        let mut claims: BTreeMap<usize, Vec<Claim<'_>>> = BTreeMap::new();
+        for &(index, log, start) in logs {
+            if let (Some(c), Some(start)) = (connection(self, log, start, index), start)
+                && self.followed.contains(&c)
+                && !self.steps.hold(log.start_time)
+            {
+                claims.entry(c).or_default().push(Claim { index, log, start });
+            }
+        }
+        for (c, claims) in claims {
+            let found = self.assign(c, role, &claims);
+            self.of_stream.extend(found.into_iter().map(|(index, outcome)| ((index, role), outcome)));
+        }
     }
 
     /// The second turn of an encrypted connection is a request of its own only if somebody says that it or the first one was: else it may

@@ -2,7 +2,7 @@
 
 use super::world::{TrueCrossing, TrueRequest, World};
 use meshdiff_graph::{Directory, Hop, HopInput, MeshGraph};
-use meshdiff_model::{Crossing, JoinOutcome, JoinedHop, MonotonicNs, NodeId, UnmatchedReason, Workload};
+use meshdiff_model::{Crossing, Flow, JoinOutcome, JoinedHop, MonotonicNs, NodeId, UnmatchedReason, Workload};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -25,6 +25,7 @@ pub(crate) fn join(world: &World) -> MeshGraph {
     let input = HopInput {
         sockets: &world.sockets,
         messages: &world.messages,
+        http2: &world.streams,
         access_logs: &world.logs,
         clock: &world.clock,
         window: world.window,
@@ -76,6 +77,24 @@ fn exact(what: &str, n: usize, seen: &Crossing, truth: Option<&TrueCrossing>, ho
     ] {
         if let Some(MonotonicNs(seen)) = seen {
             assert_eq!(seen, truth, "request {n} {what} {name} is wrong: {hop:#?}");
+        }
+    }
+}
+
+/// What a flow says of each instant holds for the bytes that truly moved: sent on one socket, ready and read on the other.
+fn flow_holds(what: &str, world: &World, flow: Option<&Flow>, sockets: (u64, u64), (from, to): (u64, u64)) {
+    let Some(flow) = flow else { return };
+    assert_eq!(flow.bytes, to - from, "{what}: {flow:?}");
+    let (sender, receiver) = (&world.moved[&sockets.0], &world.moved[&sockets.1]);
+    let of = [(&flow.sent, &sender.sent), (&flow.ready, &receiver.arrived), (&flow.read, &receiver.read)];
+    for (progress, moved) in of {
+        for (i, &(at, sum)) in moved.iter().enumerate() {
+            // What moved at one instant in several events counts as the last of them.
+            if moved.get(i + 1).is_some_and(|next| next.0 == at) {
+                continue;
+            }
+            let (truth, (low, high)) = (sum.clamp(from, to) - from, progress.at(MonotonicNs(at)));
+            assert!((low..=high).contains(&truth), "{what}: {truth} at {at} is not in {low}..={high}: {flow:?}");
         }
     }
 }
@@ -132,6 +151,15 @@ pub(crate) fn judge(world: &World, hops: &[Hop]) -> Tally {
         }
         exact("request on S1/S2", n, &joined.request[0], Some(&truth.request), joined);
         exact("response on S1/S2", n, &joined.response[0], Some(&truth.response), joined);
+        let (there, back) = (&joined.flows.request, &joined.flows.response);
+        let [s1, s2] = truth.sockets;
+        flow_holds("request from S1 to S2", world, there[0].as_deref(), (s1, s2), truth.bytes[0]);
+        flow_holds("response from S2 to S1", world, back[0].as_deref(), (s2, s1), truth.bytes[1]);
+        if let Some(attempt) = attempt {
+            let [.., s5, s6] = attempt.sockets;
+            flow_holds("request from S5 to S6", world, there[2].as_deref(), (s5, s6), attempt.bytes[0]);
+            flow_holds("response from S6 to S5", world, back[2].as_deref(), (s6, s5), attempt.bytes[1]);
+        }
         for link in [1, 2] {
             if joined.sockets[2 * link].is_some() || joined.sockets[2 * link + 1].is_some() {
                 let (there, back) = (attempt.map(|a| &a.request[link - 1]), attempt.map(|a| &a.response[link - 1]));

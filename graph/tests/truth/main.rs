@@ -17,10 +17,11 @@ fn config() -> impl Strategy<Value = Config> {
         30u16..200,
         any::<bool>(),
         prop_oneof![2 => Just(0u32), 1 => Just(1_500u32)],
+        prop_oneof![3 => Just(0u32), 1 => Just(3_000u32)],
     );
     let window = prop_oneof![2 => Just((0u32, 100u32)), 1 => (0u32..60, 70u32..=100)];
     (any::<u64>(), traffic, trouble, window).prop_map(
-        |(seed, (clients, requests, pool, tls), (loss, log_loss, ports, shared_ids, retries), window)| Config {
+        |(seed, (clients, requests, pool, tls), (loss, log_loss, ports, shared_ids, retries, bodies), window)| Config {
             seed,
             clients,
             requests,
@@ -31,6 +32,7 @@ fn config() -> impl Strategy<Value = Config> {
             ports,
             shared_ids,
             retries,
+            bodies,
             window,
         },
     )

@@ -185,6 +185,11 @@ fn crossing(seen: &[Seen]) -> TrueCrossing {
     }
 }
 
+/// Bytes after the head.
+fn body(chunks: &[Chunk]) -> u64 {
+    chunks.iter().map(|c| u64::from(c.len)).sum::<u64>() - u64::from(chunks[0].head)
+}
+
 fn server_ip(i: usize) -> [u8; 4] {
     [10, 0, 0, 3 + i as u8]
 }
@@ -509,6 +514,7 @@ impl Builder {
         log.upstream_local_address = Some(UpstreamLocalAddr(self.socks[s5_socks].local));
         log.upstream_remote_address = Some(UpstreamRemoteAddr(self.socks[s5_socks].remote));
         log.response_code = Some(status);
+        (log.request_body_bytes, log.response_body_bytes) = (body(request), body(&answer));
         let server_log_lost = self.chance(self.config.log_loss);
         if !server_log_lost {
             self.logs.push((ended, log));
@@ -597,6 +603,7 @@ impl Builder {
         log.timings.time_to_last_downstream_tx_byte = since(ended);
         log.timings.duration = since(ended);
         log.response_code = Some(status);
+        (log.request_body_bytes, log.response_body_bytes) = (body(&chunks), body(&back));
         let client_log_lost = self.chance(self.config.log_loss);
         if !client_log_lost {
             self.logs.push((ended, log));

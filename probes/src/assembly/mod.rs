@@ -25,13 +25,16 @@ mod reorder;
 mod socket;
 
 #[cfg(test)]
+mod http2_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;
 
 use crate::event::{RawEvent, RawKind};
+use crate::existing::OpenSocket;
 use crate::metrics::DropReasons;
-use meshdiff_model::{DurationNs, Http2Stream, Message, MonotonicNs, Socket, SocketCookie, SocketMetrics};
+use meshdiff_model::{DurationNs, Http2Stream, Message, MonotonicNs, Socket, SocketCookie, SocketMetrics, Tgid};
 use reorder::{Next, Put};
 use rustc_hash::FxHashMap;
 use socket::{Event, SocketState};
@@ -193,6 +196,13 @@ impl Assembler {
                 }
             }
         }
+    }
+
+    /// Takes a connection that was open before the probes were, as [`open_sockets`](crate::open_sockets) lists it; to be called soon
+    /// after its namespace was watched. `owner` is the process that holds it.
+    pub fn found_open(&mut self, open: &OpenSocket, owner: Option<Tgid>, at: MonotonicNs) {
+        let socket = self.sockets.entry(open.socket).or_insert_with(|| Box::new(SocketState::new(open.socket)));
+        socket.found_open(open, owner, at);
     }
 
     /// Gives up on events that did not come, and emits what grew old. To be called after every drain of the ring.

@@ -5,6 +5,7 @@ use super::open::Open;
 use super::reorder::Reorder;
 use super::{Limits, Output, Sink};
 use crate::event::{Extra, Identity, RawEvent, RawKind};
+use crate::existing::OpenSocket;
 use crate::metrics::{Counting, Read};
 use crate::recognise::{Follower, OwnedFrames};
 use crate::recognise::{Recognised, recognise, recognise_hello, recognise_plaintext};
@@ -184,6 +185,16 @@ impl SocketState {
         self.changed |= self.identity != Some(identity);
         self.identity = Some(identity);
         self.see(at);
+    }
+
+    pub(super) fn found_open(&mut self, open: &OpenSocket, owner: Option<Tgid>, at: MonotonicNs) {
+        // What the probes said of it is more than this.
+        if self.identity.is_none() {
+            self.identify(open.identity, at);
+        }
+        self.life.role = self.life.role.or(Some(open.role));
+        self.owner = self.owner.or(owner);
+        self.changed = true;
     }
 
     fn see(&mut self, at: MonotonicNs) {

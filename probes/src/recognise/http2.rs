@@ -13,7 +13,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEADER: usize = 9;
 
 /// Frames, and send calls with frames, that must follow one another before bytes count as frames. A header that fits by chance is
-/// one of about a million (its length, type, flags and stream), and the next one is found by its length.
+/// one of about a million (its length, type, flags and stream), and the next one is found by its length. And a header block must have
+/// decoded among them: what looks like frames may be a payload that holds some.
 const PROOF_FRAMES: u32 = 4;
 const PROOF_SENDS: u32 = 2;
 /// Streams of one socket that are remembered at once.
@@ -72,6 +73,8 @@ struct Span {
     from_the_beginning: bool,
     frames: u32,
     sends: u32,
+    /// Of them ended a header block that decodes, and that begins a request or a response.
+    heads: u32,
     certain: bool,
     goaway: Option<u32>,
 }
@@ -108,6 +111,8 @@ pub(crate) struct Follower {
     span: Option<Span>,
     decoder: Decoder,
     frame: Option<Frame>,
+    /// Where and when the header began that is not all there yet.
+    partial: Option<SeqInstant>,
     block: Option<Block>,
     open: BTreeMap<u32, Http2Stream>,
     /// Streams were given up, or began before the span: frames of streams that are not known are no error.
@@ -124,6 +129,7 @@ impl Follower {
             span: None,
             decoder: Decoder::new(false),
             frame: None,
+            partial: None,
             block: None,
             open: BTreeMap::new(),
             unknown_streams: true,
@@ -164,6 +170,7 @@ impl Follower {
                 from_the_beginning: beginning,
                 frames: 0,
                 sends: 0,
+                heads: 0,
                 certain: beginning && (frames.preface || len < 4096),
                 goaway: None,
             });
@@ -222,7 +229,12 @@ impl Follower {
         } else {
             self.finish_frame()?;
             // A header that is cut off by the send's end comes again, whole, with the next one.
-            let Some((header, payload)) = chunk.bytes.split_first_chunk::<FRAME_HEADER>() else { return Ok(()) };
+            let Some((header, payload)) = chunk.bytes.split_first_chunk::<FRAME_HEADER>() else {
+                let start = SeqNo(begin.seq.0.wrapping_add(chunk.offset.cast_unsigned()));
+                let known = self.partial.is_some_and(|p| p.seq == start);
+                self.partial = if known { self.partial } else { Some(SeqInstant { seq: start, at: begin.at }) };
+                return Ok(());
+            };
             self.begin_frame(begin, chunk.offset, *header, payload)?;
         }
         if self.frame.as_ref().is_some_and(|f| f.payload.len() >= f.want) {
@@ -245,7 +257,7 @@ impl Follower {
         let start = SeqNo(begin.seq.0.wrapping_add(offset.cast_unsigned()));
         let range = SeqRange::of(start, len + FRAME_HEADER as u32);
         span.frames = span.frames.saturating_add(1);
-        span.certain |= span.frames >= PROOF_FRAMES && span.sends >= PROOF_SENDS;
+        span.certain |= span.frames >= PROOF_FRAMES && span.sends >= PROOF_SENDS && span.heads > 0;
         // A header block is not interrupted (section 4.3).
         match &self.block {
             Some(block) if kind != CONTINUATION || stream != block.stream => return Err(Garbage),
@@ -261,7 +273,8 @@ impl Follower {
         if kind == DATA && !known && !self.unknown_streams {
             return Err(Garbage);
         }
-        let at = SeqInstant { seq: start, at: begin.at };
+        let began = self.partial.take().filter(|p| p.seq == start);
+        let at = began.unwrap_or(SeqInstant { seq: start, at: begin.at });
         let kept = match kind {
             HEADERS | PUSH_PROMISE | CONTINUATION => 4096,
             RST_STREAM | GOAWAY => 64,
@@ -351,6 +364,12 @@ impl Follower {
             return Ok(());
         }
         let known = self.open.contains_key(&block.stream);
+        // Only heads have pseudo-header fields, and only trailers must end the stream (section 8.1).
+        let pseudo = fields.method.is_some() || fields.path.is_some() || fields.status.is_some();
+        if let Some(span) = self.span.as_mut().filter(|_| pseudo) {
+            span.heads = span.heads.saturating_add(1);
+        }
+        let is_head = !self.unknown_streams || known || pseudo || !block.end_stream;
         let (start, end) = (block.start, frame.range.end);
         let row = self.row(block.stream, frame);
         if !known {
@@ -364,6 +383,9 @@ impl Follower {
         let again = row.head.is_some() && !block.end_stream && row.data_bytes == 0;
         if interim {
             row.interim += 1;
+        } else if row.head.is_none() && !is_head {
+            // Trailers of a stream that began earlier, or what cannot be told from them.
+            row.fields.grpc_status = fields.grpc_status;
         } else if row.head.is_none() || again {
             row.interim += u32::from(again);
             row.head = Some(SeqRange { start: start.seq, end });
@@ -433,6 +455,7 @@ impl Follower {
     /// Emits everything, if it was certain, and follows nothing.
     fn end_span(&mut self, why: Http2Gap, out: &mut Vec<Http2Stream>) {
         self.frame = None;
+        self.partial = None;
         self.block = None;
         self.decoder.forget();
         let Some(span) = self.span.take() else { return };

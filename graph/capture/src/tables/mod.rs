@@ -8,6 +8,7 @@ mod message;
 mod process;
 mod proxy;
 mod socket;
+mod socket_metrics;
 
 use crate::column::{Column, ColumnDoc};
 use crate::damage::PartError;
@@ -56,6 +57,7 @@ impl Table {
         match self {
             Self::Sockets => docs::<meshdiff_model::Socket>(),
             Self::Messages => docs::<meshdiff_model::Message>(),
+            Self::SocketMetrics => docs::<meshdiff_model::SocketMetrics>(),
             Self::Http2Streams => docs::<meshdiff_model::Http2Stream>(),
             Self::AccessLogs => docs::<meshdiff_model::HopSide>(),
             Self::Proxies => docs::<meshdiff_model::Proxy>(),
