@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fetches the kernels of the matrix into .cache/kernels/ and, as root, installs qemu. Quick when everything is there.
+# Fetches the kernels of the matrix into .cache/kernels/, adds Rust's target for arm64 and, as root, installs qemu. Quick when
+# everything is there.
 #
 #   tests/kernels/setup.sh [NAME...]    without a name: everything
 #
@@ -46,6 +47,16 @@ install_tools() {
     say "installing ${missing[*]}"
     refresh
     DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# What the program in an arm64 machine is compiled with; it is linked statically, by the linker that Rust brings along.
+target=aarch64-unknown-linux-musl
+add_target() {
+    cd "${root}"
+    [ -d "$(rustc --print sysroot)/lib/rustlib/${target}/lib" ] && return
+    there rustup || fail "Rust's target ${target} is missing: install it with whatever your toolchain came by"
+    say "adding Rust's target ${target}"
+    rustup target add "${target}" >&2
 }
 
 # use ARCHITECTURE: sets `apt` to the options with which apt's tools speak of its packages.
@@ -121,6 +132,7 @@ fetch() {
 }
 
 install_tools
+add_target
 for kernel in "${kernels[@]}"; do
     read -r name rest <<<"${kernel}"
     if [ $# -eq 0 ] || [[ " $* " == *" ${name} "* ]]; then

@@ -31,6 +31,40 @@ pub fn image(name: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// The target of the program in an arm64 machine: static, so that it needs no libraries of another processor.
+const ARM64_TARGET: &str = "aarch64-unknown-linux-musl";
+
+/// A program of this package, compiled for arm64; `native` is the same program for this machine. Takes up to a minute when nothing is
+/// compiled yet.
+///
+/// # Errors
+/// If cargo does not run or cannot compile it: a sentence that says what to do.
+pub fn for_arm64(native: &Path) -> Result<PathBuf, String> {
+    let name = native.file_name().ok_or("a program has a name")?;
+    let target = native.ancestors().nth(2).ok_or("cargo puts programs into target/debug/")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let run = Command::new(cargo)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--quiet", "--locked", "--package", env!("CARGO_PKG_NAME"), "--target", ARM64_TARGET])
+        .arg("--bin")
+        .arg(name)
+        .arg("--target-dir")
+        .arg(target)
+        // Rust brings it along; the machine needs no compiler for the other processor.
+        .arg(format!("--config=target.{ARM64_TARGET}.linker=\"rust-lld\""))
+        .output();
+    let output = run.map_err(|error| format!("cargo does not run: {error}"))?;
+    if output.status.success() {
+        return Ok(target.join(ARM64_TARGET).join("debug").join(name));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!(
+        "the program for arm64 could not be compiled ({}); if its target is missing, run tests/kernels/setup.sh, or set \
+         MESHDIFF_SKIP_QEMU=1 to leave the kernel matrix out\n{said}",
+        output.status
+    ))
+}
+
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.cache/kernels").join(name)
 }

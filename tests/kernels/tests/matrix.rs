@@ -58,3 +58,19 @@ fn linux_6_12_tells_it_under_lockdown() {
     report.best("fentry", &["tp_btf: "], &with_less_of_vectors(true));
     report.forbids_kprobes();
 }
+
+/// Before Linux 6.4 arm64 has no fentry: what is left is kprobes.
+#[test]
+fn linux_6_1_on_arm64_tells_it_as_it_was() {
+    let Some(boot) = Boot::arm64("6.1-arm64") else { return };
+    let Some(report) = boot.run() else { return };
+    report.best("kprobe", &["tp_btf: ", "fentry: "], EXPECTED);
+}
+
+#[test]
+fn linux_6_12_on_arm64_tells_it_as_it_was() {
+    let Some(boot) = Boot::arm64("6.12-arm64") else { return };
+    let Some(report) = (Boot { tiers: "best,kprobe", ..boot }).run() else { return };
+    report.best("fentry", &["tp_btf: "], EXPECTED);
+    report.kprobe(EXPECTED);
+}

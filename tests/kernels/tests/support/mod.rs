@@ -6,6 +6,7 @@ use meshdiff_kernels::network::{LINK_MODULES, LINK_PROGRAMS, MODULES};
 use meshdiff_kernels::vm::{self, Machine, Run};
 use meshdiff_kernels::{guest, kernels};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 pub(crate) const CONVERSATION: &str = env!("CARGO_BIN_EXE_probes-conversation");
 pub(crate) const EXPECTED: &str = include_str!("../../conversation.log");
@@ -60,6 +61,18 @@ impl Boot {
     pub(crate) fn new(kernel: &'static str) -> Self {
         let program = PathBuf::from(CONVERSATION);
         Self { kernel, machine: vm::X86_64, program, lockdown: "none", tiers: "best", link: "" }
+    }
+
+    /// An arm64 machine. Its program is compiled here.
+    /// `None` if virtual machines are to be left out.
+    pub(crate) fn arm64(kernel: &'static str) -> Option<Self> {
+        static COMPILED: LazyLock<Result<PathBuf, String>> =
+            LazyLock::new(|| kernels::for_arm64(Path::new(CONVERSATION)));
+        if asked_to_skip("MESHDIFF_SKIP_QEMU", &format!("Linux {kernel} in a virtual machine")) {
+            return None;
+        }
+        let program = COMPILED.as_ref().unwrap_or_else(|e| panic!("{e}")).clone();
+        Some(Self { machine: vm::ARM64, program, ..Self::new(kernel) })
     }
 
     /// `None` if virtual machines are to be left out.
