@@ -9,10 +9,10 @@ mod world;
 
 use check::{Nobody, join};
 use meshdiff_analyzer::{CoverageClass, ReportInput, attribute, attribute_all, coverage, report};
-use meshdiff_model::{DurationNs, Segment};
+use meshdiff_model::{Attribution, DurationNs, Evidence, Segment};
 use proptest::prelude::*;
 use std::collections::HashMap;
-use world::{Config, TrueCrossing, TrueRequest, record};
+use world::{Config, Moved, TrueCrossing, TrueRequest, World, record};
 
 fn config() -> impl Strategy<Value = Config> {
     let traffic = (any::<u64>(), 1usize..12, 20usize..120, 1usize..6, any::<bool>());
@@ -20,8 +20,9 @@ fn config() -> impl Strategy<Value = Config> {
         prop_oneof![Just(0u32), 1u32..500],
         prop_oneof![Just(0u32), 1u32..2_000],
         prop_oneof![Just(0u32), Just(1_000u32)],
+        prop_oneof![Just(0u32), Just(4_000u32)],
     );
-    (traffic, trouble).prop_map(|((seed, clients, requests, pool, tls), (loss, log_loss, retries))| Config {
+    (traffic, trouble).prop_map(|((seed, clients, requests, pool, tls), (loss, log_loss, retries, bodies))| Config {
         seed,
         clients,
         requests,
@@ -32,6 +33,7 @@ fn config() -> impl Strategy<Value = Config> {
         ports: 200,
         shared_ids: seed % 2 == 0,
         retries,
+        bodies,
         window: (0, 100),
     })
 }
@@ -65,6 +67,80 @@ fn truth(r: &TrueRequest) -> Vec<(&'static [Segment], i64)> {
     ]
 }
 
+/// Where a message is at an instant: bytes that its application had sent, and that the other one could read and had read, of how many.
+/// Here the proxies change no byte.
+struct Where {
+    sent: u64,
+    arrived: u64,
+    read: u64,
+    all: u64,
+}
+
+/// A message's way from one application to the other: their sockets, and where it lies among the bytes of each.
+#[derive(Clone, Copy)]
+struct Passage<'a> {
+    from: (&'a Moved, (u64, u64)),
+    to: (&'a Moved, (u64, u64)),
+}
+
+impl Passage<'_> {
+    fn at(&self, at: u64) -> Where {
+        let passed = |list: &[(u64, u64)], (from, to): (u64, u64)| {
+            let sum = list.partition_point(|m| m.0 <= at).checked_sub(1).map_or(0, |i| list[i].1);
+            sum.clamp(from, to) - from
+        };
+        Where {
+            sent: passed(&self.from.0.sent, self.from.1),
+            arrived: passed(&self.to.0.arrived, self.to.1),
+            read: passed(&self.to.0.read, self.to.1),
+            all: self.to.1.1 - self.to.1.0,
+        }
+    }
+
+    /// Instants at which it moved.
+    fn moves(&self) -> impl Iterator<Item = u64> + '_ {
+        [&self.from.0.sent, &self.to.0.arrived, &self.to.0.read].into_iter().flatten().map(|m| m.0)
+    }
+}
+
+/// Every stretch of body time belongs to whom the bytes that truly moved say; without losses only long messages leave any untold.
+fn body_time_is_the_truth(world: &World, request: &TrueRequest, split: &Attribution, lossless: bool) {
+    let attempt = &request.attempts[0];
+    let (s1, s6) = (&world.moved[&request.sockets[0]], &world.moved[&attempt.sockets[3]]);
+    let there = Passage { from: (s1, request.bytes[0]), to: (s6, attempt.bytes[0]) };
+    let back = Passage { from: (s6, attempt.bytes[1]), to: (s1, request.bytes[1]) };
+    // The server answers when it has read the whole request, so that each of the two has its time.
+    let of_request = |at| match there.at(at) {
+        w if w.arrived == w.all || w.arrived > w.read => Segment::ServerApp,
+        w if w.sent > w.arrived => Segment::Transfer,
+        _ => Segment::ClientApp,
+    };
+    let of_response = |at| match back.at(at) {
+        w if w.arrived > w.read => Segment::ClientApp,
+        w if w.sent > w.arrived => Segment::Transfer,
+        _ => Segment::ServerApp,
+    };
+    let answered = attempt.response[1].send;
+    let long = |p: &Passage<'_>| {
+        let within =
+            |list: &[(u64, u64)], (from, to): (u64, u64)| list.iter().filter(|m| from < m.1 && m.1 <= to).count();
+        within(&p.from.0.sent, p.from.1) > 6
+    };
+    for span in split.spans() {
+        let in_request = span.from.0 < answered;
+        if span.evidence == Evidence::Bound {
+            assert_eq!(span.segment, Segment::Transfer);
+            assert!(!lossless || long(&there) || long(&back), "{span:?} of {:?}", split.spans());
+            continue;
+        }
+        let moves = there.moves().chain(back.moves()).filter(|at| span.from.0 < *at && *at < span.to.0);
+        for at in moves.chain([span.from.0]).filter(|_| span.from != span.to) {
+            let truth = if in_request { of_request(at) } else { of_response(at) };
+            assert_eq!(span.segment, truth, "at {at}: {span:?} of {:?}\n{request:?}", split.spans());
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
@@ -91,6 +167,7 @@ proptest! {
                     prop_assert_eq!(sum.0, expected, "{:?}\n{:?}\n{:?}", segments, split, request);
                 }
                 prop_assert_eq!(split.segments().get(Segment::Unattributed), None);
+                body_time_is_the_truth(&world, request, &split, config.loss == 0);
             }
         }
         let (requests, errors) = attribute_all(&mesh, &Nobody, &world.clock);
