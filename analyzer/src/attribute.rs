@@ -260,4 +260,6 @@ pub fn coverage(hop: &JoinedHop) -> RequestCoverage {
 }
 
 #[cfg(test)]
+mod details_tests;
+#[cfg(test)]
 mod tests;
