@@ -51,7 +51,8 @@ struct tracked {
 	struct socket_state st; // first
 	struct incarnation who;
 	__u8 has_recv; // st.recv_seq is known
-	__u8 unused[7];
+	__u8 closed;
+	__u8 unused[6];
 };
 static const struct tracked blank;
 
@@ -61,6 +62,29 @@ struct {
 	__type(key, __u64); // the socket's address
 	__type(value, struct tracked);
 } sockets SEC(".maps");
+
+// How many they are: kept for tests, which ask whether any is left over.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} remembered SEC(".maps");
+
+static __always_inline void remember(__s64 more)
+{
+	__u32 zero = 0;
+	__u64 *value = bpf_map_lookup_elem(&remembered, &zero);
+
+	if (value)
+		__sync_fetch_and_add(value, more);
+}
+
+static __always_inline void remove(__u64 key)
+{
+	if (!bpf_map_delete_elem(&sockets, &key))
+		remember(-1);
+}
 
 // Argument `n` of the function that is entered, from 0. `ctx` is struct pt_regs, whose layout is ABI (asm/ptrace.h); the
 // verifier wants the offset in the instruction, which only assembly promises.
@@ -147,14 +171,15 @@ static __always_inline struct socket_state *state_of(struct sock *sk, int create
 		if (same(&t->who, &who))
 			goto known;
 		// What was here before is gone.
-		bpf_map_delete_elem(&sockets, &key);
+		remove(key);
 	}
 	if (!create || READ(sk, sk_protocol) != IPPROTO_TCP || READ(sk, __sk_common.skc_state) == TCP_LISTEN ||
 	    !is_watched(sk))
 		return NULL;
 	who_is(sk, &who);
 	// Two processors may come here at once: the first one's is taken.
-	bpf_map_update_elem(&sockets, &key, &blank, BPF_NOEXIST);
+	if (!bpf_map_update_elem(&sockets, &key, &blank, BPF_NOEXIST))
+		remember(1);
 	t = bpf_map_lookup_elem(&sockets, &key);
 	if (!t) {
 		count(COUNT_UNTRACKED);
@@ -173,8 +198,9 @@ known:
 	return t->st.watched ? &t->st : NULL;
 }
 
-// A socket's life begins: nothing that is remembered is its own, unless its cookie proves it.
-static __always_inline void forget(struct sock *sk)
+// Where a socket's life begins, nothing that is remembered is its own, unless its cookie proves it. A child of a listener is
+// only told from the one before it by that one's end: with TCP Fast Open it has had data before it is established.
+static __always_inline void turns(struct sock *sk, int old, int new)
 {
 	__u64 key = (__u64)sk;
 	struct tracked *t = bpf_map_lookup_elem(&sockets, &key);
@@ -182,9 +208,13 @@ static __always_inline void forget(struct sock *sk)
 
 	if (!t)
 		return;
+	if (new == TCP_CLOSE)
+		t->closed = 1;
+	if (new != TCP_SYN_SENT && !(old == TCP_SYN_RECV && new == TCP_ESTABLISHED && t->closed))
+		return;
 	who_is(sk, &who);
 	if (!who.cookie || who.cookie != t->who.cookie)
-		bpf_map_delete_elem(&sockets, &key);
+		remove(key);
 }
 
 // The function holds the socket's lock already, so write_seq is this call's; and it is called once for each call.
@@ -255,8 +285,6 @@ int kprobe_recv(void *ctx)
 SEC("kprobe/tcp_v4_destroy_sock")
 int kprobe_destroy(void *ctx)
 {
-	__u64 key = argument(ctx, 0);
-
-	bpf_map_delete_elem(&sockets, &key);
+	remove(argument(ctx, 0));
 	return 0;
 }

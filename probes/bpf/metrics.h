@@ -21,6 +21,7 @@ struct tcp_skb_cb {
 enum skb_drop_reason {
 	SKB_NOT_DROPPED_YET,
 	SKB_CONSUMED,
+	SKB_DROP_REASON_QUEUE_PURGE,
 };
 
 // The end of a write. Its time is not worth a record: the socket's next one brings it along (fill()), and at the latest that
@@ -154,12 +155,14 @@ static __always_inline int was_dropped(struct sock *sk, __u32 reason)
 	return 0;
 }
 
+#define IS(reason, name)                                                                                              \
+	(bpf_core_enum_value_exists(enum skb_drop_reason, name) &&                                                    \
+	 (reason) == bpf_core_enum_value(enum skb_drop_reason, name))
+
+// What a socket's end leaves in its queues is cleared away rather than dropped: nearly always the peer's FIN.
 static __always_inline int is_drop(__u32 reason)
 {
-	if (reason == bpf_core_enum_value(enum skb_drop_reason, SKB_NOT_DROPPED_YET))
-		return 0;
-	return !bpf_core_enum_value_exists(enum skb_drop_reason, SKB_CONSUMED) ||
-	       reason != bpf_core_enum_value(enum skb_drop_reason, SKB_CONSUMED);
+	return !IS(reason, SKB_NOT_DROPPED_YET) && !IS(reason, SKB_CONSUMED) && !IS(reason, SKB_DROP_REASON_QUEUE_PURGE);
 }
 
 // Since Linux 6.11 the tracepoint names the receiving socket.

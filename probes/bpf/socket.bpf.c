@@ -55,7 +55,7 @@ static __always_inline int is_watched(struct sock *sk)
 
 #ifdef KPROBE
 static __always_inline struct socket_state *state_of(struct sock *sk, int create);
-static __always_inline void forget(struct sock *sk);
+static __always_inline void turns(struct sock *sk, int old, int new);
 #else
 // The socket's state, or NULL if it is not to be recorded. `create` says whether a socket without one gets one.
 static __always_inline struct socket_state *state_of(struct sock *sk, int create)
@@ -753,8 +753,7 @@ int on_state(__u64 *ctx)
 		return 0;
 	// Also of a connection that was silent until it broke off.
 #ifdef KPROBE
-	if (new == TCP_SYN_SENT)
-		forget(sk);
+	turns(sk, old, new);
 #endif
 	began = old != TCP_SYN_SENT && old != TCP_SYN_RECV && old != TCP_CLOSE;
 	st = state_of(sk, new != TCP_CLOSE || began);

@@ -53,11 +53,10 @@ impl Bpftrace {
             {{ printf("R %llx %d %llu\n", (uint64)args->sk, args->ret, nsecs); }}"#,
             pid = std::process::id()
         );
+        // Written line by line, which is for its standard output only.
         let child = Command::new("bpftrace")
-            .args(["-B", "line", "-o"])
-            .arg(&output)
-            .args(["-e", &program])
-            .stdout(Stdio::null())
+            .args(["-B", "line", "-e", &program])
+            .stdout(std::fs::File::create(&output)?)
             .stderr(Stdio::null())
             .spawn()?;
         let running = Self { child, output };

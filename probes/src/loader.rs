@@ -321,6 +321,19 @@ impl Probes {
         self.uprobes.load(&mut self.programs)
     }
 
+    /// How many sockets the kernel side remembers something of. `None` where that is kept with the sockets and goes with them: with
+    /// every tier but [`ProbeTier::Kprobe`].
+    #[must_use]
+    pub fn remembered(&self) -> Option<usize> {
+        if self.tier != ProbeTier::Kprobe {
+            return None;
+        }
+        let remembered: PerCpuArray<_, u64> = PerCpuArray::try_from(self.programs.map("remembered")?).ok()?;
+        // A processor can forget what another one remembered.
+        let sum = remembered.get(&0, 0).ok()?.iter().fold(0u64, |sum, n| sum.wrapping_add(*n));
+        usize::try_from(sum).ok()
+    }
+
     /// What the probes count.
     ///
     /// # Errors

@@ -59,6 +59,15 @@ pub(crate) struct RecordArgs {
     /// Address of the access log endpoint, to which the sidecars' ALS settings must point
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:9901")]
     pub(crate) als_listen: SocketAddr,
+    /// Serve the access log endpoint with TLS: its certificate, and those between it and the root, as PEM. Read again when it changes
+    #[arg(long, value_name = "FILE", requires = "als_tls_key")]
+    pub(crate) als_tls_cert: Option<PathBuf>,
+    /// The certificate's private key, as PEM
+    #[arg(long, value_name = "FILE", requires = "als_tls_cert")]
+    pub(crate) als_tls_key: Option<PathBuf>,
+    /// Let only Envoys in whose certificate leads to one of these, as PEM
+    #[arg(long, value_name = "FILE", requires = "als_tls_cert")]
+    pub(crate) als_tls_client_ca: Option<PathBuf>,
     /// Record access logs only: no privileges needed, and only bounds of the segments known
     #[arg(long)]
     pub(crate) no_probes: bool,
@@ -77,6 +86,9 @@ pub(crate) struct RecordArgs {
     /// Also keep every single socket event (large; for looking into meshdiff itself)
     #[arg(long, conflicts_with = "no_probes")]
     pub(crate) raw: bool,
+    /// Tell the requests of applications that encrypt them themselves with a shared OpenSSL, by following its calls
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = TlsUprobes::Auto)]
+    pub(crate) tls_uprobes: TlsUprobes,
     /// Size of the kernel's ring buffer in MiB, a power of two: more for busier nodes
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) ring_size: u32,
@@ -138,6 +150,15 @@ pub(crate) struct CheckArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Whether calls of TLS libraries are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TlsUprobes {
+    /// Where a process in a watched namespace uses one
+    Auto,
+    /// Never: such requests are told as TLS only
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

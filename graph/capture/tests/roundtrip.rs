@@ -223,6 +223,26 @@ fn events() -> impl Strategy<Value = SocketEvent> {
     })
 }
 
+fn histogram() -> impl Strategy<Value = ExponentialHistogram> {
+    vec((0_u32..64, any::<u64>()).prop_map(|(shift, v)| v >> shift), 0..9).prop_map(|v| v.into_iter().collect())
+}
+
+prop_compose! {
+    fn metrics()(
+        cookie in 0_u64..3, window in 0_u64..3, io in vec((any::<u32>(), any::<u32>(), option::of(histogram())), 2),
+        wait in option::of(histogram()), rtt in histogram(), retransmits in any::<u32>(),
+        drops in btree_map(text().prop_map(DropReason), any::<u32>().prop_map(u64::from), 0..3), lost in any::<u32>(),
+    ) -> SocketMetrics {
+        let of = |i: usize, wait: Option<ExponentialHistogram>| IoMetrics {
+            calls: io[i].0.into(), bytes: io[i].1.into(), duration: io[i].2.clone(), wait,
+        };
+        SocketMetrics {
+            socket: SocketCookie(cookie), window_start: MonotonicNs(window * 10_000_000_000), write: of(0, None),
+            read: of(1, wait), rtt, retransmits: retransmits.into(), drops, lost_events: lost.into(),
+        }
+    }
+}
+
 fn last_by<R: Clone, K: Ord>(rows: &[R], key: impl Fn(&R) -> K) -> Vec<R> {
     rows.iter().map(|r| (key(r), r.clone())).collect::<BTreeMap<_, _>>().into_values().collect()
 }
@@ -234,7 +254,7 @@ proptest! {
     fn what_is_written_is_read(
         sockets in vec(sockets(), 0..12), messages in vec(messages(), 0..24), access_logs in vec(access_logs(), 0..12),
         proxies in vec(proxies(), 0..6), processes in vec(processes(), 0..6), events in vec(events(), 0..12),
-        roll_every in 1_usize..9, in_memory in 1_usize..9,
+        metrics in vec(metrics(), 0..9), roll_every in 1_usize..9, in_memory in 1_usize..9,
     ) {
         let tmp = tempfile::tempdir().expect("a folder");
         let dir = tmp.path().join("capture");
@@ -246,6 +266,7 @@ proptest! {
         }
         for s in &sockets { writer.write_socket(s.clone()).expect("written"); }
         for h in &access_logs { writer.write_access_log(h.clone()).expect("written"); }
+        for m in &metrics { writer.write_metrics(m.clone()).expect("written"); }
         for p in &proxies { writer.write_proxy(p.clone()).expect("written"); }
         for p in &processes { writer.write_process(p.clone()).expect("written"); }
         for e in &events { writer.write_event(e.clone()).expect("written"); }
@@ -262,6 +283,11 @@ proptest! {
         expected.sort_by_key(|m| (m.socket, m.direction));
         prop_assert_eq!(data.messages, expected);
         prop_assert_eq!(data.access_logs, access_logs);
+        let mut rows = BTreeMap::new();
+        for m in &metrics {
+            rows.entry((m.socket, m.window_start)).and_modify(|r: &mut SocketMetrics| r.merge(m)).or_insert_with(|| m.clone());
+        }
+        prop_assert_eq!(data.metrics, rows.into_values().collect::<Vec<_>>());
         prop_assert_eq!(data.proxies, last_by(&proxies, |p| p.node.clone()));
         prop_assert_eq!(data.processes, last_by(&processes, |p| p.tgid));
         prop_assert_eq!(capture.read_events().expect("reads").0, events);

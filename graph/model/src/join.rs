@@ -32,6 +32,8 @@ pub enum UnmatchedReason {
     ProtocolNotRead,
     /// The connection between the sidecars is encrypted and carries several requests at once: its bytes are not told apart.
     MultiplexedEncrypted,
+    /// The application encrypted it: its sidecar logs no requests, only connections, and those do not tell all of its way.
+    EncryptedByApplication,
     /// The client closed its connection, or reset its stream, before it had the whole response.
     GaveUp,
     /// The halves contradict each other (method, status or sequence numbers differ).
@@ -56,6 +58,7 @@ impl UnmatchedReason {
             Self::Retried => "retried",
             Self::ProtocolNotRead => "protocol_not_read",
             Self::MultiplexedEncrypted => "multiplexed_encrypted",
+            Self::EncryptedByApplication => "encrypted_by_application",
             Self::GaveUp => "gave_up",
             Self::Contradiction => "contradiction",
         }

@@ -1,11 +1,12 @@
 //! Network namespaces and conversations of our own making.
 
-use meshdiff_model::{Direction, Message, MonotonicNs, NetnsId, Socket, SocketCookie};
+use meshdiff_model::{Direction, Message, MonotonicNs, NetnsId, Socket, SocketCookie, SocketMetrics, TcpState};
 use meshdiff_probes::{
-    Assembler, AssemblyStats, Collected, Limits, ProbeConfig, Probes, RawEvent, RawKind, monotonic_now,
+    Assembler, AssemblyStats, Collected, DropReasons, Limits, OpenSocket, ProbeConfig, Probes, RawEvent, RawKind,
+    monotonic_now,
 };
 use nix::sched::{CloneFlags, unshare};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -61,6 +62,11 @@ fn loopback_up() {
 
 /// What the kernel calls a socket.
 pub(crate) fn cookie(socket: &TcpStream) -> SocketCookie {
+    cookie_of(socket)
+}
+
+/// What the kernel calls the socket of a descriptor.
+pub(crate) fn cookie_of(socket: &impl AsRawFd) -> SocketCookie {
     let (mut cookie, mut len) = (0u64, size_of::<u64>() as libc::socklen_t);
     // SAFETY: the descriptor is open, and the value is as long as `len` says.
     let result = unsafe {
@@ -90,6 +96,9 @@ pub(crate) struct Recording {
     /// Events per socket, without announcements: counter and place in the ring.
     pub(crate) counters: BTreeMap<SocketCookie, Vec<u32>>,
     pub(crate) sends: Vec<(SocketCookie, u32, Vec<u8>)>,
+    /// Sockets that were closed, and those of which something was sent again.
+    pub(crate) closed: BTreeSet<SocketCookie>,
+    pub(crate) retransmits: BTreeSet<SocketCookie>,
     /// What applications handed to their TLS libraries, as far as it was captured.
     pub(crate) plaintext: Vec<Vec<u8>>,
 }
@@ -98,6 +107,7 @@ pub(crate) struct Recording {
 pub(crate) struct Recorded {
     pub(crate) messages: Vec<Message>,
     pub(crate) sockets: BTreeMap<SocketCookie, Socket>,
+    pub(crate) metrics: Vec<SocketMetrics>,
     pub(crate) stats: AssemblyStats,
 }
 
@@ -108,11 +118,20 @@ impl Recording {
             probes.filter().watch(*netns).unwrap_or_else(|e| panic!("{e}"));
         }
         let (assembler, sink) = (Assembler::new(Limits::default()), Collected::default());
-        Self { probes, assembler, sink, counters: BTreeMap::new(), sends: Vec::new(), plaintext: Vec::new() }
+        Self {
+            probes,
+            assembler: assembler.with_drop_reasons(DropReasons::of_this_kernel()),
+            sink,
+            counters: BTreeMap::new(),
+            sends: Vec::new(),
+            closed: BTreeSet::new(),
+            retransmits: BTreeSet::new(),
+            plaintext: Vec::new(),
+        }
     }
 
     pub(crate) fn drain(&mut self) {
-        let Self { probes, assembler, sink, counters, sends, plaintext } = self;
+        let Self { probes, assembler, sink, counters, sends, closed, retransmits, plaintext } = self;
         probes.drain(|event: &RawEvent<'_>| {
             if !matches!(event.kind, RawKind::Announce(_)) {
                 counters.entry(event.socket).or_default().push(event.counter);
@@ -122,6 +141,11 @@ impl Recording {
             }
             if let RawKind::SendPlaintext { prefix, .. } = event.kind {
                 plaintext.push(prefix.to_vec());
+            }
+            match event.kind {
+                RawKind::State { new: TcpState::Close, .. } => _ = closed.insert(event.socket),
+                RawKind::Retransmit { .. } => _ = retransmits.insert(event.socket),
+                _ => {}
             }
             assembler.push(event, sink);
         });
@@ -141,6 +165,10 @@ impl Recording {
         }
     }
 
+    pub(crate) fn found_open(&mut self, open: &[OpenSocket]) {
+        open.iter().for_each(|o| self.assembler.found_open(o, None, monotonic_now()));
+    }
+
     pub(crate) fn events(&self, socket: SocketCookie) -> usize {
         self.counters.get(&socket).map_or(0, Vec::len)
     }
@@ -150,7 +178,7 @@ impl Recording {
         self.assembler.finish(&mut self.sink);
         let stats = self.assembler.stats();
         let sockets = self.sink.sockets.into_iter().map(|s| (s.cookie, s)).collect();
-        (self.probes, Recorded { messages: self.sink.messages, sockets, stats })
+        (self.probes, Recorded { messages: self.sink.messages, sockets, metrics: self.sink.metrics, stats })
     }
 }
 

@@ -41,6 +41,7 @@ fn settings(options: &Options) -> Map<String, Value> {
     map.insert("watch".to_owned(), watch);
     map.insert("ringBytes".to_owned(), json!(options.ring_bytes));
     map.insert("raw".to_owned(), json!(options.raw));
+    map.insert("tlsUprobes".to_owned(), json!(if options.follow_libraries { "auto" } else { "off" }));
     map
 }
 

@@ -1,13 +1,17 @@
 //! The kernel's side of a recording: probes, message assembly, and which network namespaces are watched.
 
+use super::existing::{self, Existing, Opened};
+use super::libraries::{self, Finder, Follower};
 use super::options::Options;
 use super::store::Item;
 use crate::exit::Failure;
 use anyhow::Context;
-use meshdiff_capture::{EventCounts, TierRefusal, WatchReason, WatchedNetns};
+use meshdiff_capture::{EventCounts, TierRefusal, TlsLibrary, Unmeasured, WatchReason, WatchedNetns};
 use meshdiff_discovery::{NetnsScanner, Selection, Watched, Why};
-use meshdiff_model::{Message, ProbeStats, ProbeTier, Socket, SocketEvent};
-use meshdiff_probes::{Assembler, Limits, NamespaceFilter, ProbeConfig, Probes, RawKind, Sink, monotonic_now};
+use meshdiff_model::{Http2Stream, Message, ProbeStats, ProbeTier, Socket, SocketEvent, SocketMetrics};
+use meshdiff_probes::{
+    Assembler, DropReasons, Limits, NamespaceFilter, ProbeConfig, Probes, RawKind, Sink, monotonic_now,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +30,9 @@ pub(crate) struct KernelSide {
     probes: Probes,
     scanner: NetnsScanner,
     watched: Vec<Watched>,
+    libraries: Option<(Finder, Follower)>,
+    found: Vec<TlsLibrary>,
+    existing: (Existing, Opened),
     raw: bool,
     ring_bytes: u64,
 }
@@ -54,12 +61,30 @@ impl KernelSide {
             drain_interval: DRAIN,
             ..ProbeConfig::default()
         };
-        let probes = Probes::load(&config)?;
+        let mut probes = Probes::load(&config)?;
         let watched = scanner.scan()?.watched;
         for w in &watched {
             probes.filter().watch(w.netns)?;
         }
-        Ok(Self { probes, scanner, watched, raw: options.raw, ring_bytes: u64::from(options.ring_bytes) })
+        // After they are watched, so that whatever closes from here on is seen to.
+        let existing = existing::pair();
+        watched.iter().for_each(|w| existing.0.look(w.netns));
+        let mut libraries = options.follow_libraries.then(libraries::pair);
+        let found = libraries.as_mut().map(|(finder, follower)| {
+            finder.look(&watched.iter().map(|w| w.netns).collect());
+            follower.follow(&mut probes)
+        });
+        let ring_bytes = u64::from(options.ring_bytes);
+        Ok(Self {
+            probes,
+            scanner,
+            watched,
+            libraries,
+            found: found.unwrap_or_default(),
+            existing,
+            raw: options.raw,
+            ring_bytes,
+        })
     }
 
     pub(crate) fn tier(&self) -> ProbeTier {
@@ -72,28 +97,41 @@ impl KernelSide {
         refused.map(|(tier, error)| TierRefusal { tier: *tier, reason: error.to_string() }).collect()
     }
 
+    /// What is not measured because the kernel refused the probes for it.
+    pub(crate) fn unmeasured(&self) -> Vec<Unmeasured> {
+        let list = self.probes.unmeasured().iter();
+        list.map(|(metric, error)| Unmeasured { metric: *metric, reason: error.to_string() }).collect()
+    }
+
     /// The namespaces that are watched from the start.
     pub(crate) fn watched(&self) -> Vec<WatchedNetns> {
         self.watched.iter().map(describe).collect()
     }
 
+    /// Libraries of TLS that were found at the start.
+    pub(crate) fn tls_libraries(&self) -> Vec<TlsLibrary> {
+        self.found.clone()
+    }
+
     /// Begins to hand on what the probes see.
     pub(crate) fn run(self, to_store: mpsc::Sender<Item>) -> Result<Running, Failure> {
-        let Self { probes, scanner, watched, raw, ring_bytes } = self;
+        let Self { probes, scanner, watched, libraries, found: _, existing: (existing, opened), raw, ring_bytes } =
+            self;
+        let (finder, follower) = libraries.unzip();
         let stop = Arc::new(AtomicBool::new(false));
         let filter = probes.filter();
         let drain = std::thread::Builder::new()
             .name("drain".to_owned())
             .spawn({
                 let (stop, to_store) = (Arc::clone(&stop), to_store.clone());
-                move || drain(probes, raw, ring_bytes, &stop, &to_store)
+                move || drain(probes, follower.as_ref(), &opened, raw, ring_bytes, &stop, &to_store)
             })
             .context("cannot start a thread")?;
         let look = std::thread::Builder::new()
             .name("namespaces".to_owned())
             .spawn({
                 let stop = Arc::clone(&stop);
-                move || look(scanner, &watched, &filter, &stop, &to_store)
+                move || look(scanner, finder, &existing, &watched, &filter, &stop, &to_store)
             })
             .context("cannot start a thread")?;
         Ok(Running { stop, drain, look })
@@ -122,7 +160,9 @@ impl Running {
 #[derive(Default)]
 struct Batch {
     messages: Vec<Message>,
+    streams: Vec<Http2Stream>,
     sockets: Vec<Socket>,
+    metrics: Vec<SocketMetrics>,
     events: Vec<SocketEvent>,
 }
 
@@ -133,13 +173,26 @@ impl Sink for Batch {
     fn socket(&mut self, socket: Socket) {
         self.sockets.push(socket);
     }
+    fn metrics(&mut self, row: SocketMetrics) {
+        self.metrics.push(row);
+    }
+    fn http2(&mut self, stream: Http2Stream) {
+        self.streams.push(stream);
+    }
 }
 
 impl Batch {
     /// Hands everything on; waits while the writer is behind, which is where the ring fills.
     fn flush(&mut self, to_store: &mpsc::Sender<Item>) {
-        let Self { messages, sockets, events } = std::mem::take(self);
-        for item in [Item::Sockets(sockets), Item::Messages(messages), Item::Events(events)] {
+        let Self { messages, streams, sockets, metrics, events } = std::mem::take(self);
+        let items = [
+            Item::Sockets(sockets),
+            Item::Messages(messages),
+            Item::Streams(streams),
+            Item::Metrics(metrics),
+            Item::Events(events),
+        ];
+        for item in items {
             if !item.is_empty() && to_store.blocking_send(item).is_err() {
                 // The writer has failed; the recording is about to end.
                 return;
@@ -150,12 +203,14 @@ impl Batch {
 
 fn drain(
     mut probes: Probes,
+    follower: Option<&Follower>,
+    opened: &Opened,
     raw: bool,
     ring_bytes: u64,
     stop: &AtomicBool,
     to_store: &mpsc::Sender<Item>,
 ) -> KernelEnd {
-    let mut assembler = Assembler::new(Limits::default());
+    let mut assembler = Assembler::new(Limits::default()).with_drop_reasons(DropReasons::of_this_kernel());
     let mut batch = Batch::default();
     let mut counts = EventCounts::default();
     let mut next_stats = Instant::now() + LOOK;
@@ -166,13 +221,22 @@ fn drain(
             probes.detach();
             detached = true;
         }
+        if let Some(follower) = follower.filter(|_| !stopping) {
+            let new = Item::Libraries(follower.follow(&mut probes));
+            if !new.is_empty() {
+                drop(to_store.blocking_send(new));
+            }
+        }
         let drained = probes.drain(|event| {
             match event.kind {
                 RawKind::Announce(_) => {}
-                RawKind::Send { .. } => counts.sends += 1,
+                RawKind::Send { .. } | RawKind::SendFrames { .. } | RawKind::SendPlaintext { .. } => counts.sends += 1,
                 RawKind::Ready { .. } => counts.readies += 1,
                 RawKind::Recv { .. } => counts.recvs += 1,
                 RawKind::State { .. } => counts.states += 1,
+                RawKind::Held { .. } | RawKind::Retransmit { .. } | RawKind::Reset { .. } | RawKind::Drop { .. } => {
+                    counts.others += 1;
+                }
             }
             if raw && let Some(event) = event.to_socket_event() {
                 batch.events.push(event);
@@ -180,6 +244,7 @@ fn drain(
             assembler.push(event, &mut batch);
         });
         counts.malformed += drained.undecodable;
+        opened.hand_on(&mut assembler);
         assembler.tick(monotonic_now(), &mut batch);
         batch.flush(to_store);
         if stopping && drained.records == 0 {
@@ -202,6 +267,8 @@ fn drain(
 
 fn look(
     mut scanner: NetnsScanner,
+    mut finder: Option<Finder>,
+    existing: &Existing,
     watched: &[Watched],
     filter: &NamespaceFilter,
     stop: &AtomicBool,
@@ -229,6 +296,7 @@ fn look(
             match filter.watch(w.netns) {
                 Ok(_) => {
                     known.insert(w.netns);
+                    existing.look(w.netns);
                     tracing::info!(netns = w.netns.0, "watching another network namespace");
                     drop(to_store.blocking_send(Item::Watched(describe(w))));
                 }
@@ -242,6 +310,9 @@ fn look(
             if let Err(error) = filter.unwatch(gone) {
                 tracing::warn!(%error, netns = gone.0, "cannot stop watching a network namespace");
             }
+        }
+        if let Some(finder) = &mut finder {
+            finder.look(&known);
         }
     }
 }

@@ -5,8 +5,10 @@
 //! disk cannot follow, the ring fills and the kernel counts what it drops.
 
 mod clock;
+mod existing;
 mod host;
 mod kernel;
+mod libraries;
 mod options;
 mod progress;
 mod store;
@@ -17,7 +19,7 @@ pub(crate) use options::Options;
 use crate::exit::Failure;
 use anyhow::Context;
 use kernel::KernelSide;
-use meshdiff_als::{AlsServer, AlsSettings};
+use meshdiff_als::{AlsServer, AlsSettings, AlsTls};
 use meshdiff_capture::{CaptureSink, CaptureWriter, Existing, WriterOptions};
 use meshdiff_model::ProbeTier;
 use progress::Progress;
@@ -41,9 +43,14 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         .enable_all()
         .build()
         .context("cannot start the access log endpoint's runtime")?;
+    let tls = options.als_tls.clone().map(AlsTls::load).transpose().context("the access log endpoint's TLS")?;
     let server = {
         let _in_runtime = runtime.enter();
         AlsServer::bind(options.als_listen, AlsSettings::default())?
+    };
+    let server = match tls {
+        Some(tls) => server.with_tls(tls),
+        None => server,
     };
     let kernel = if options.probes { Some(KernelSide::start(options)?) } else { None };
 
@@ -52,6 +59,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     if let Some(kernel) = &kernel {
         meta.watched_netns = kernel.watched();
         meta.probes.refused = kernel.refused();
+        meta.probes.unmeasured = kernel.unmeasured();
+        meta.probes.tls_libraries = kernel.tls_libraries();
     }
     let existing = if options.force { Existing::ReplaceCapture } else { Existing::Refuse };
     let mut writer_options = WriterOptions { existing, raw: options.raw, ..WriterOptions::default() };

@@ -1,7 +1,8 @@
 //! The validated options of `record`.
 
-use crate::args::RecordArgs;
+use crate::args::{RecordArgs, TlsUprobes};
 use crate::exit::Failure;
+use meshdiff_als::TlsFiles;
 use meshdiff_discovery::{NetnsRef, Selection};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,11 +14,13 @@ pub(crate) struct Options {
     pub(crate) output: PathBuf,
     pub(crate) duration: Option<Duration>,
     pub(crate) als_listen: SocketAddr,
+    pub(crate) als_tls: Option<TlsFiles>,
     pub(crate) probes: bool,
     pub(crate) selection: Selection,
     pub(crate) force: bool,
     pub(crate) raw: bool,
     pub(crate) ring_bytes: u32,
+    pub(crate) follow_libraries: bool,
     pub(crate) quiet: bool,
 }
 
@@ -46,11 +49,18 @@ impl TryFrom<RecordArgs> for Options {
             output: args.output,
             duration: args.duration,
             als_listen: args.als_listen,
+            als_tls: match (args.als_tls_cert, args.als_tls_key) {
+                (Some(certificate), Some(key)) => {
+                    Some(TlsFiles { certificate, key, client_ca: args.als_tls_client_ca })
+                }
+                _ => None,
+            },
             probes: !args.no_probes,
             selection,
             force: args.force,
             raw: args.raw,
             ring_bytes: args.ring_size << 20,
+            follow_libraries: args.tls_uprobes == TlsUprobes::Auto,
             quiet: args.quiet,
         })
     }

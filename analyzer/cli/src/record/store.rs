@@ -4,9 +4,12 @@ use super::clock;
 use super::kernel::KernelEnd;
 use super::tally;
 use meshdiff_als::{AlsBatch, AlsHandle};
-use meshdiff_capture::{CaptureError, CaptureSink, Meta, WatchedNetns};
+use meshdiff_capture::{CaptureError, CaptureSink, Meta, TlsLibrary, WatchedNetns};
 use meshdiff_discovery::ProcessTable;
-use meshdiff_model::{ClockAnchor, ClockSample, HopProtocol, Message, NodeId, Proxy, Socket, SocketEvent, Tgid};
+use meshdiff_model::{
+    ClockAnchor, ClockSample, HopProtocol, Http2Stream, Message, NodeId, Proxy, Socket, SocketEvent, SocketMetrics,
+    Tgid,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -19,10 +22,13 @@ const ROLL: Duration = Duration::from_secs(1);
 /// Something to write.
 pub(crate) enum Item {
     Messages(Vec<Message>),
+    Streams(Vec<Http2Stream>),
     Sockets(Vec<Socket>),
+    Metrics(Vec<SocketMetrics>),
     Events(Vec<SocketEvent>),
     AccessLogs(AlsBatch),
     Watched(WatchedNetns),
+    Libraries(Vec<TlsLibrary>),
     KernelProgress(KernelEnd),
     /// Time has passed.
     Tick,
@@ -38,8 +44,11 @@ impl Item {
     pub(crate) const fn is_empty(&self) -> bool {
         match self {
             Self::Messages(list) => list.is_empty(),
+            Self::Streams(list) => list.is_empty(),
             Self::Sockets(list) => list.is_empty(),
+            Self::Metrics(list) => list.is_empty(),
             Self::Events(list) => list.is_empty(),
+            Self::Libraries(list) => list.is_empty(),
             _ => false,
         }
     }
@@ -114,13 +123,16 @@ impl Store {
                     self.counters.messages.fetch_add(list.len() as u64, Relaxed);
                     list.into_iter().try_for_each(|m| self.sink.write_message(m))?;
                 }
+                Item::Streams(list) => list.into_iter().try_for_each(|s| self.sink.write_http2(s))?,
                 Item::Sockets(list) => list.into_iter().try_for_each(|s| self.socket(s))?,
+                Item::Metrics(list) => list.into_iter().try_for_each(|m| self.sink.write_metrics(m))?,
                 Item::Events(list) => list.into_iter().try_for_each(|e| self.sink.write_event(e))?,
                 Item::AccessLogs(batch) => self.access_logs(batch)?,
                 Item::Watched(netns) => {
                     self.meta.watched_netns.push(netns);
                     self.counters.namespaces.fetch_add(1, Relaxed);
                 }
+                Item::Libraries(list) => self.meta.probes.tls_libraries.extend(list),
                 Item::KernelProgress(progress) => self.kernel(progress),
                 Item::Tick => {}
                 Item::End { at, als, kernel } => {
@@ -162,7 +174,7 @@ impl Store {
             }
             self.sink.write_access_log(entry)?;
         }
-        Ok(())
+        batch.progress.into_iter().try_for_each(|entry| self.sink.write_access_log(entry))
     }
 
     fn kernel(&mut self, progress: KernelEnd) {

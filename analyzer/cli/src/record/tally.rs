@@ -28,7 +28,13 @@ pub(crate) fn als(to: &mut AlsStats, from: &Received, kept_http: u64, kept_tcp: 
     ] {
         to.trouble.extend(kinds.iter().map(|(kind, n)| (format!("{what}.{kind}"), *n)));
     }
-    if from.accept_errors > 0 {
-        to.trouble.insert("accept_errors".to_owned(), from.accept_errors);
+    for (what, times) in [
+        ("accept_errors", from.accept_errors),
+        ("tls_failed", from.tls_failed),
+        ("tls_reloads_failed", from.tls_reloads_failed),
+    ] {
+        if times > 0 {
+            to.trouble.insert(what.to_owned(), times);
+        }
     }
 }
