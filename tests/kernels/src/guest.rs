@@ -1,5 +1,6 @@
 //! Process 1 of a virtual machine: holds the conversations, says what was seen on the console, and ends the machine.
 
+use crate::churn;
 use crate::delay::{self, Phase};
 use crate::record::{Told, tell};
 use meshdiff_model::ProbeTier;
@@ -14,6 +15,8 @@ pub const DONE: &str = "done";
 pub const TIERS: &str = "meshdiff.tiers=";
 /// The tiers under which they are held over a link with netem. Without it: none.
 pub const LINK: &str = "meshdiff.link=";
+/// The tiers under which many connections follow each other. Without it: none.
+pub const CHURN: &str = "meshdiff.churn=";
 const BEST: &str = "best";
 
 /// Runs the guest's part. Never returns: the machine ends with it.
@@ -48,6 +51,16 @@ fn report() {
         let wanted = (name != BEST).then(|| tier(&name).unwrap_or_else(|| panic!("there is no tier {name}")));
         match tell(wanted) {
             Ok(told) => say_told(&told),
+            Err(error) => say(&format!("error {}", error.to_string().replace('\n', " / "))),
+        }
+    }
+    for name in listed(CHURN, "") {
+        say(&format!("run {name}"));
+        match churn::measure(tier(&name).unwrap_or_else(|| panic!("there is no tier {name}"))) {
+            Ok(churn) => {
+                let remembered = churn.remembered.map_or("-".to_owned(), |n| n.to_string());
+                say(&format!("churn {} {} {} {} {remembered}", churn.opened, churn.told, churn.whole, churn.ports));
+            }
             Err(error) => say(&format!("error {}", error.to_string().replace('\n', " / "))),
         }
     }

@@ -5,6 +5,7 @@
 //! first byte's, recognised content. The test runs it on this machine and, as process 1 of virtual machines ([`vm`]), on
 //! the kernels that `setup.sh` fetches, and compares.
 
+pub mod churn;
 pub mod conversation;
 pub mod delay;
 pub mod guest;

@@ -1,5 +1,6 @@
 //! One run of a virtual machine.
 
+use crate::churn::Churn;
 use crate::delay::{Exchange, Phase};
 use crate::guest::{DONE, MARK};
 use std::io::{BufRead, BufReader};
@@ -35,6 +36,8 @@ pub struct Run {
     pub refused: Vec<String>,
     /// The conversations.
     pub log: String,
+    /// What was seen of many connections.
+    pub churn: Option<Churn>,
     /// What was measured over a link with netem.
     pub phases: Vec<Phase>,
 }
@@ -144,6 +147,11 @@ impl Run {
                 self.log.push_str(rest);
                 self.log.push('\n');
             }
+            ("churn", [opened, told, whole, ports, remembered]) => {
+                let remembered = (*remembered != "-").then(|| number(remembered));
+                let (opened, told, whole) = (number(opened), number(told), number(whole));
+                self.churn = Some(Churn { opened, told, whole, ports: number(ports), remembered });
+            }
             ("phase", [name, resent, seen]) => self.phases.push(Phase {
                 name: (*name).to_owned(),
                 exchanges: Vec::new(),
@@ -215,6 +223,7 @@ mod tests {
             "log == a",
             "log b c",
             "run kprobe",
+            "churn 6 5 4 3 0",
             "phase loss 3 2",
             "exchange 1 -2 3",
         ] {
@@ -224,6 +233,7 @@ mod tests {
         let [best, kprobe] = &report.runs[..] else { panic!("{report:?}") };
         assert_eq!((best.wanted.as_str(), best.tier.as_str()), ("best", "fentry"));
         assert_eq!((best.log.as_str(), best.refused.len()), ("== a\nb c\n", 1));
+        assert_eq!(kprobe.churn, Some(Churn { opened: 6, told: 5, whole: 4, ports: 3, remembered: Some(0) }));
         let phase = &kprobe.phases[0];
         assert_eq!((phase.name.as_str(), phase.resent, phase.resent_seen), ("loss", 3, 2));
         assert_eq!(phase.exchanges, [Exchange { request: 1, response: -2, round: 3 }]);

@@ -53,6 +53,8 @@ pub(crate) struct Boot {
     pub(crate) lockdown: &'static str,
     /// Tiers under which the conversations are held.
     pub(crate) tiers: &'static str,
+    /// Tiers under which many connections follow each other.
+    pub(crate) churn: &'static str,
     /// Tiers under which they are held over a link with netem.
     pub(crate) link: &'static str,
 }
@@ -60,7 +62,7 @@ pub(crate) struct Boot {
 impl Boot {
     pub(crate) fn new(kernel: &'static str) -> Self {
         let program = PathBuf::from(CONVERSATION);
-        Self { kernel, machine: vm::X86_64, program, lockdown: "none", tiers: "best", link: "" }
+        Self { kernel, machine: vm::X86_64, program, lockdown: "none", tiers: "best", churn: "", link: "" }
     }
 
     /// An arm64 machine. Its program is compiled here.
@@ -84,6 +86,9 @@ impl Boot {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), self.contents().archive()).expect("written");
         let mut parameters = format!("{}{}", guest::TIERS, self.tiers);
+        if !self.churn.is_empty() {
+            parameters = format!("{parameters} {}{}", guest::CHURN, self.churn);
+        }
         if !self.link.is_empty() {
             parameters = format!("{parameters} {}{}", guest::LINK, self.link);
         }
@@ -139,7 +144,7 @@ impl Report {
     /// Kprobes told it as it was, too.
     #[track_caller]
     pub(crate) fn kprobe(&self, expected: &str) {
-        let run = self.run_of("kprobe", |r| r.phases.is_empty());
+        let run = self.run_of("kprobe", |r| r.phases.is_empty() && r.churn.is_none());
         assert_eq!((run.tier.as_str(), &run.refused[..]), ("kprobe", &[][..]), "{run:?}");
         compare(&run.log, expected, &format!("Linux {} (kprobe)", self.0.kernel));
     }
@@ -150,6 +155,16 @@ impl Report {
         let run = self.run_of("kprobe", |_| true);
         assert_eq!(run.tier, "", "{run:?}");
         assert!(run.refused.iter().any(|r| r.contains("lockdown is at confidentiality")), "{run:?}");
+    }
+
+    /// A tier kept the sockets of many connections apart, and remembers none of them.
+    #[track_caller]
+    pub(crate) fn churn(&self, tier: &str) {
+        let run = self.run_of(tier, |r| r.churn.is_some());
+        let churn = run.churn.expect("it is there");
+        assert!(churn.opened > 10 * churn.ports, "the ports were to be used again: {churn:?}");
+        assert_eq!((churn.told, churn.whole), (churn.opened, churn.opened), "{churn:?}");
+        assert_eq!(churn.remembered, Some(0), "{churn:?}");
     }
 
     /// A tier saw how slow the network was made, and no more.
