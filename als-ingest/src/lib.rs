@@ -9,6 +9,7 @@
 //!
 //! Envoy's wire types stop here: no other package names them.
 
+mod connection;
 mod decoder;
 mod error;
 mod frames;
@@ -19,6 +20,7 @@ mod server;
 mod service;
 mod settings;
 mod stats;
+mod tls;
 
 pub use decoder::{AlsBatch, StreamDecoder};
 pub use error::{BindError, ServeError};
@@ -26,3 +28,4 @@ pub use proto::{InvalidEntry, InvalidField, InvalidMessage};
 pub use server::{AlsHandle, AlsServer};
 pub use settings::AlsSettings;
 pub use stats::{AlsStats, ShedReason, StreamFailure};
+pub use tls::{AlsTls, TlsError, TlsFiles};

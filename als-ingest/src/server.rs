@@ -1,17 +1,20 @@
 //! The receiver's life: bind, serve, stop.
 
+use crate::connection::Connection;
 use crate::decoder::AlsBatch;
 use crate::error::{BindError, ServeError};
 use crate::service::{AccessLogs, Outlet, Shared};
 use crate::settings::AlsSettings;
 use crate::stats::AlsStats;
+use crate::tls::{AlsTls, Reload};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Server, server::TcpIncoming};
@@ -34,6 +37,10 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// How long peers have to take note that the receiver is gone, once it is.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// How long a client may take for its TLS handshake, and how many may be at it at a time.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKES: usize = 512;
+
 /// Pause after an accept that failed for want of descriptors or memory: there is nothing to do but wait.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,6 +50,7 @@ pub struct AlsServer {
     listener: TcpListener,
     handle: AlsHandle,
     finish: Finish,
+    tls: Option<Arc<AlsTls>>,
 }
 
 /// What can be asked of a receiver while it serves, and after.
@@ -82,7 +90,13 @@ impl AlsServer {
         let shared = Arc::new(Shared::new(settings));
         let (finished, over) = watch::channel(false);
         let handle = AlsHandle { shared: Arc::clone(&shared), finished: over, local_addr };
-        Ok(Self { listener, handle, finish: Finish { shared, finished } })
+        Ok(Self { listener, handle, finish: Finish { shared, finished }, tls: None })
+    }
+
+    /// Lets only clients in that speak TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: AlsTls) -> Self {
+        Self { tls: Some(Arc::new(tls)), ..self }
     }
 
     /// A handle to the receiver.
@@ -100,7 +114,7 @@ impl AlsServer {
     /// # Errors
     /// If the runtime refuses the socket, or the gRPC server fails.
     pub async fn serve(self, sink: mpsc::Sender<AlsBatch>) -> Result<AlsStats, ServeError> {
-        let Self { listener, handle, finish } = self;
+        let Self { listener, handle, finish, tls } = self;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Listener)?;
         let (alive, mut decoding) = mpsc::channel(1);
         finish.shared.set_outlet(Some(Outlet::new(&finish.shared, &sink, decoders(), &alive)));
@@ -119,7 +133,7 @@ impl AlsServer {
             .max_frame_size(MAX_FRAME)
             .add_service(AccessLogs::new(Arc::clone(&finish.shared)))
             .serve_with_incoming_shutdown(ReceiverStream::new(connections), closed(&finish.shared));
-        let serving = async { tokio::join!(accept(incoming, &finish.shared, accepted), server).1 };
+        let serving = async { tokio::join!(accept(incoming, tls, &finish.shared, accepted), server).1 };
         let goodbye = async {
             closed(&finish.shared).await;
             tokio::time::sleep(GOODBYE).await;
@@ -180,15 +194,35 @@ fn closed(shared: &Shared) -> impl Future<Output = ()> + use<> {
 }
 
 /// Accepts connections until the receiver closes. tonic's own loop would spin where the process has no descriptor left.
-async fn accept(mut incoming: TcpIncoming, shared: &Shared, accepted: mpsc::Sender<io::Result<TcpStream>>) {
+async fn accept(
+    mut incoming: TcpIncoming,
+    tls: Option<Arc<AlsTls>>,
+    shared: &Arc<Shared>,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let accepting = async {
         while let Some(connection) = incoming.next().await {
             match connection {
-                Ok(connection) => {
-                    if accepted.send(Ok(connection)).await.is_err() {
-                        return;
+                Ok(tcp) => match &tls {
+                    None => {
+                        if accepted.send(Ok(Connection::Plain(tcp))).await.is_err() {
+                            return;
+                        }
                     }
-                }
+                    Some(tls) => {
+                        // Clients that let us wait must not hold up the others, nor be too many.
+                        let Ok(turn) = Arc::clone(&handshakes).acquire_owned().await else { return };
+                        let acceptor = acceptor(tls, shared);
+                        let (shared, accepted) = (Arc::clone(shared), accepted.clone());
+                        tokio::spawn(async move {
+                            if let Some(connection) = handshake(acceptor, tcp, &shared).await {
+                                drop(accepted.send(Ok(connection)).await);
+                            }
+                            drop(turn);
+                        });
+                    }
+                },
                 Err(error) => {
                     shared.counters.accept_errors.fetch_add(1, Relaxed);
                     tracing::warn!(%error, "cannot accept a connection for access logs");
@@ -201,4 +235,36 @@ async fn accept(mut incoming: TcpIncoming, shared: &Shared, accepted: mpsc::Send
         () = accepting => {}
         () = closed(shared) => {}
     }
+}
+
+/// TLS with the certificates of now.
+fn acceptor(tls: &AlsTls, shared: &Shared) -> TlsAcceptor {
+    let (config, reload) = tls.config();
+    match reload {
+        Reload::Same => {}
+        Reload::Done => {
+            shared.counters.tls_reloads.fetch_add(1, Relaxed);
+            tracing::info!("the certificates for access logs have changed and were read anew");
+        }
+        Reload::Failed(error) => {
+            shared.counters.tls_reloads_failed.fetch_add(1, Relaxed);
+            tracing::warn!(%error, "the certificates for access logs have changed and cannot be used; the ones before stay");
+        }
+    }
+    TlsAcceptor::from(config)
+}
+
+async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, shared: &Shared) -> Option<Connection> {
+    let peer = tcp.peer_addr().ok();
+    let why = match tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await {
+        Ok(Ok(tls)) => return Some(Connection::Tls(Box::new(tls))),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no handshake within {HANDSHAKE:?}"),
+    };
+    // Whoever can reach the port can fail: said the first time and then ever more rarely.
+    let failed = shared.counters.tls_failed.fetch_add(1, Relaxed) + 1;
+    if failed.is_power_of_two() {
+        tracing::warn!(?peer, why, failed, "a connection for access logs failed its TLS handshake");
+    }
+    None
 }

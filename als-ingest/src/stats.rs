@@ -105,6 +105,9 @@ pub(crate) struct Counters {
     pub(crate) streams_open: AtomicU64,
     streams_failed: [AtomicU64; StreamFailure::COUNT],
     pub(crate) accept_errors: AtomicU64,
+    pub(crate) tls_failed: AtomicU64,
+    pub(crate) tls_reloads: AtomicU64,
+    pub(crate) tls_reloads_failed: AtomicU64,
     bytes: AtomicU64,
     messages: AtomicU64,
     entries_http: AtomicU64,
@@ -170,6 +173,9 @@ impl Counters {
             streams_open: self.streams_open.load(Relaxed),
             streams_failed: named(StreamFailure::ALL, &self.streams_failed, StreamFailure::as_str),
             accept_errors: self.accept_errors.load(Relaxed),
+            tls_failed: self.tls_failed.load(Relaxed),
+            tls_reloads: self.tls_reloads.load(Relaxed),
+            tls_reloads_failed: self.tls_reloads_failed.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
             messages: self.messages.load(Relaxed),
             entries_http: self.entries_http.load(Relaxed),
@@ -202,6 +208,12 @@ pub struct AlsStats {
     pub streams_failed: BTreeMap<String, u64>,
     /// Connections that could not be accepted (no file descriptor left, for instance).
     pub accept_errors: u64,
+    /// Connections whose TLS handshake failed: a client that speaks none, does not trust our certificate, or has none that we trust.
+    pub tls_failed: u64,
+    /// Times that the certificates were read anew because their files had changed.
+    pub tls_reloads: u64,
+    /// Times that changed certificate files could not be used: what there was before stays.
+    pub tls_reloads_failed: u64,
     /// Bytes of messages, without gRPC and HTTP/2 framing.
     pub bytes: u64,
     /// Messages.

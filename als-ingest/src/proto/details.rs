@@ -127,7 +127,9 @@ pub(super) fn tags(values: [Option<&str>; TAGS.len()], tally: &mut Tally) -> Opt
         }
         value
     };
-    let (connection_id, upstream_connection_id) = (number(connection), number(upstream));
+    // 0 is Envoy's number of no connection.
+    let mut id = |text| number(text).filter(|&id| id > 0);
+    let (connection_id, upstream_connection_id) = (id(connection), id(upstream));
     let spans = [connect, handshake, connected, ready].map(&mut number);
     let mut span = |value: Option<u64>| {
         let span = i64::try_from(value?).ok().filter(|&ns| ns <= super::time::LONGEST_NS);

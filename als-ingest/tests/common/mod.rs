@@ -1,4 +1,5 @@
 //! A client that sends what it is told to, well-formed or not, as an Envoy would: without ever ending its streams.
+#![expect(dead_code, reason = "each test crate uses a part of it")]
 
 use bytes::{Buf, Bytes};
 use envoy_types::pb::envoy::config::core::v3::Node;
@@ -10,7 +11,7 @@ use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::
     HttpAccessLogEntries, Identifier, LogEntries, TcpAccessLogEntries,
 };
 use envoy_types::pb::google::protobuf::Timestamp;
-use meshdiff_als::{AlsBatch, AlsHandle, AlsServer, AlsSettings, AlsStats, ServeError};
+use meshdiff_als::{AlsBatch, AlsHandle, AlsServer, AlsSettings, AlsStats, AlsTls, ServeError};
 use meshdiff_model::{HopSide, Proxy};
 use prost::Message;
 use std::net::SocketAddr;
@@ -38,7 +39,15 @@ pub(crate) struct Running {
 }
 
 pub(crate) fn start(settings: AlsSettings, sink: usize) -> Running {
+    start_with(settings, sink, None)
+}
+
+pub(crate) fn start_with(settings: AlsSettings, sink: usize, tls: Option<AlsTls>) -> Running {
     let server = AlsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), settings).expect("loopback has a free port");
+    let server = match tls {
+        Some(tls) => server.with_tls(tls),
+        None => server,
+    };
     let handle = server.handle();
     let (sink, batches) = mpsc::channel(sink);
     Running { handle, serving: tokio::spawn(server.serve(sink)), batches, progress: Vec::new() }

@@ -95,6 +95,40 @@ fn recorded_messages_whole_and_cut_anywhere() {
     }
 }
 
+macro_rules! of_envoy {
+    ($version:literal) => {
+        [
+            (include_bytes!(concat!("../fixtures/", $version, "/client-http.bin")) as &[u8], false),
+            (include_bytes!(concat!("../fixtures/", $version, "/server-http.bin")), false),
+            (include_bytes!(concat!("../fixtures/", $version, "/client-attempts.bin")), false),
+            (include_bytes!(concat!("../fixtures/", $version, "/server-attempts.bin")), false),
+            (include_bytes!(concat!("../fixtures/", $version, "/client-tcp.bin")), true),
+        ]
+    };
+}
+
+#[test]
+fn messages_of_several_envoys_whole_cut_and_rearranged() {
+    let random = &mut Random::new(7);
+    let mut kept = 0;
+    for (recorded, tcp) in [of_envoy!("1.36.2"), of_envoy!("1.39.3"), of_envoy!("1.40.0")].concat() {
+        let stats = same("whole", &[recorded.to_vec()]);
+        assert_eq!(
+            (stats.accounted(), stats.malformed_entries.len(), stats.malformed_fields.len()),
+            (stats.entries(), 0, 0)
+        );
+        for entry in entries_of(recorded) {
+            for end in 0..=entry.len() {
+                same("cut entry", &[message(&[entry[..end].to_vec()], tcp)]);
+            }
+            for _ in 0..100 {
+                kept += same("rearranged", &[message(&[rearrange(&entry, random)], tcp)]).kept;
+            }
+        }
+    }
+    assert!(kept > 1_000, "{kept}");
+}
+
 #[test]
 fn every_byte_of_the_recorded_entries_changed() {
     for (recorded, tcp) in RECORDED {
