@@ -5,8 +5,8 @@ mod show;
 use crate::args::CheckArgs;
 use crate::exit::Failure;
 use meshdiff_discovery::{NetnsScanner, ProcessTable, Selection};
-use meshdiff_model::{NetnsId, ProbeTier, Process, Tgid};
-use meshdiff_probes::{ProbeConfig, ProbeError, Probes, TIERS};
+use meshdiff_model::{Metric, NetnsId, ProbeTier, Process, Tgid};
+use meshdiff_probes::{LibraryError, LibraryFinder, ProbeConfig, ProbeError, Probes, TIERS};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -61,6 +61,16 @@ struct Tried {
     tier: ProbeTier,
     /// Why it does not work, and what to do about it.
     refusal: Option<(String, &'static str)>,
+    /// Where it works: what it does not measure all the same.
+    unmeasured: Vec<Unmeasured>,
+}
+
+/// A metric that a kind of probes does not measure here.
+#[derive(Clone, Debug)]
+struct Unmeasured {
+    metric: Metric,
+    reason: String,
+    fix: &'static str,
 }
 
 /// A namespace that `record` would watch.
@@ -107,26 +117,65 @@ impl Machine {
 }
 
 fn look(als_listen: SocketAddr) -> Machine {
-    let tiers: Vec<Tried> = TIERS.into_iter().map(attempt).collect();
+    let mut libraries = None;
+    let tiers: Vec<Tried> = TIERS.into_iter().map(|tier| attempt(tier, &mut libraries)).collect();
     let mut answers = vec![kernel(), btf(Path::new("/sys/kernel/btf/vmlinux")), capabilities()];
     answers.push(lockdown(std::fs::read_to_string("/sys/kernel/security/lockdown").ok().as_deref()));
     answers.push(port(als_listen));
     let (namespaces, watching) = namespaces();
     answers.push(watching);
+    if let Some(usable) = libraries {
+        let watched: BTreeSet<NetnsId> = namespaces.iter().map(|n| n.netns).collect();
+        let found = LibraryFinder::new().look(|netns| watched.contains(&netns));
+        answers.push(tls_libraries(found.len(), usable));
+    }
     Machine { answers, tiers, namespaces }
 }
 
-/// Loads and attaches a kind of probes, watching nothing, and takes it away again.
-fn attempt(tier: ProbeTier) -> Tried {
+/// Loads and attaches a kind of probes, watching nothing, and takes it away again. The first that works is asked whether it can follow
+/// the calls of libraries.
+fn attempt(tier: ProbeTier, libraries: &mut Option<Result<(), LibraryError>>) -> Tried {
     let config = ProbeConfig { tiers: vec![tier], measure_cost: false, ..ProbeConfig::default() };
-    let refusal = Probes::load(&config).err().map(|error| match error {
+    let loaded = Probes::load(&config).map(|mut probes| {
+        libraries.get_or_insert_with(|| probes.check_library_probes());
+        probes.unmeasured().iter().map(unmeasured).collect()
+    });
+    let (unmeasured, error) = match loaded {
+        Ok(unmeasured) => (unmeasured, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let refusal = error.map(|error| match error {
         ProbeError::NoTier { mut refused } if refused.len() == 1 => {
             let (_, error) = refused.remove(0);
             (error.to_string(), error.remedy())
         }
         other => (other.to_string(), other.remedy()),
     });
-    Tried { tier, refusal }
+    Tried { tier, refusal, unmeasured }
+}
+
+fn unmeasured((metric, error): &(Metric, ProbeError)) -> Unmeasured {
+    Unmeasured { metric: *metric, reason: error.to_string(), fix: error.remedy() }
+}
+
+/// Whether the requests of applications that do TLS themselves would be told.
+fn tls_libraries(found: usize, usable: Result<(), LibraryError>) -> Answer {
+    const NAME: &str = "TLS of applications";
+    let files = match found {
+        0 => "no process in those namespaces uses a shared OpenSSL".to_owned(),
+        1 => "1 file of OpenSSL is used in those namespaces".to_owned(),
+        n => format!("{n} files of OpenSSL are used in those namespaces"),
+    };
+    match usable {
+        Ok(()) => {
+            Answer::good(NAME, format!("uprobes work: requests that a shared OpenSSL encrypts are told; {files}"))
+        }
+        Err(error) => Answer::note(
+            NAME,
+            format!("such requests are told as TLS only ({error}); {files}"),
+            "nothing, where applications leave TLS to their sidecars; else use a kernel with CONFIG_UPROBE_EVENTS=y",
+        ),
+    }
 }
 
 fn kernel() -> Answer {
@@ -189,7 +238,8 @@ fn lockdown(file: Option<&str>) -> Answer {
         Some("none") | None => Answer::good(NAME, "none"),
         Some("confidentiality") => Answer::note(
             NAME,
-            "confidentiality: probes work; they recognise HTTP/1 and TLS, but not in vectored sends on Linux 6.4 to 6.16",
+            "confidentiality: probes work, but kprobes; HTTP/1 and TLS are recognised (not in vectored sends on Linux 6.4 to 6.16), \
+             the streams of HTTP/2 are not told",
             "boot with lockdown=integrity if that matters",
         ),
         Some(level) => Answer::good(NAME, format!("{level}: does not concern the probes")),
@@ -269,19 +319,27 @@ fn processes_in(wanted: &BTreeSet<NetnsId>) -> BTreeMap<NetnsId, Vec<Process>> {
 mod tests {
     use super::*;
 
-    pub(super) fn machine(refusals: [bool; 2]) -> Machine {
+    pub(super) fn machine(refusals: [bool; 3]) -> Machine {
         let refusal = |refused: bool| refused.then(|| ("the kernel refused it".to_owned(), "upgrade"));
-        let tiers = TIERS.into_iter().zip(refusals).map(|(tier, no)| Tried { tier, refusal: refusal(no) }).collect();
+        let drops = Unmeasured { metric: Metric::Drops, reason: "there is no kfree_skb".to_owned(), fix: "upgrade" };
+        let tried = |(tier, no): (ProbeTier, bool)| Tried {
+            tier,
+            refusal: refusal(no),
+            unmeasured: if no { Vec::new() } else { vec![drops.clone()] },
+        };
+        let tiers = TIERS.into_iter().zip(refusals).map(tried).collect();
         Machine { answers: vec![Answer::good("kernel", "Linux")], tiers, namespaces: Vec::new() }
     }
 
     #[test]
     fn one_kind_of_probes_is_enough() {
-        assert!(machine([false, true]).ready());
-        let second = machine([true, false]);
+        assert!(machine([false, true, true]).ready());
+        let second = machine([true, false, false]);
         assert!(second.ready() && second.tier() == Some(ProbeTier::Fentry));
         assert!(second.conclusion().contains("would work with fentry probes"), "{}", second.conclusion());
-        let none = machine([true, true]);
+        let last = machine([true, true, false]);
+        assert!(last.ready() && last.tier() == Some(ProbeTier::Kprobe));
+        let none = machine([true, true, true]);
         assert!(!none.ready() && none.conclusion().contains("--no-probes"), "{}", none.conclusion());
     }
 
@@ -292,11 +350,20 @@ mod tests {
         let answer = port(address);
         assert_eq!(answer.status, Status::Bad);
         assert!(answer.fix.as_deref().is_some_and(|f| f.contains("--als-listen")), "{answer:?}");
-        let mut machine = machine([false, false]);
+        let mut machine = machine([false, false, true]);
         machine.answers.push(answer);
         assert!(!machine.ready() && machine.conclusion().contains("cannot be listened on"), "{}", machine.conclusion());
         drop(taken);
         assert_eq!(port(address).status, Status::Good);
+    }
+
+    #[test]
+    fn libraries_that_cannot_be_followed_stop_nothing() {
+        let good = tls_libraries(1, Ok(()));
+        assert!(good.status == Status::Good && good.text.contains("1 file of OpenSSL is used"), "{good:?}");
+        let error = LibraryError::NotLoaded { reason: "Operation not permitted".to_owned() };
+        let note = tls_libraries(0, Err(error));
+        assert!(note.status == Status::Note && note.text.contains("Operation not permitted"), "{note:?}");
     }
 
     #[test]

@@ -30,6 +30,11 @@ pub(super) fn table(machine: &Machine) -> String {
         };
         table.add_row([word(status), &name, &text]);
     }
+    // Of the kind that would be used: what it does not tell.
+    for missing in machine.tiers.iter().filter(|t| used == Some(t.tier)).flat_map(|t| &t.unmeasured) {
+        let text = with_fix(&format!("not measured: {}", missing.reason), Some(missing.fix));
+        table.add_row([word(Status::Note), missing.metric.as_str(), &text]);
+    }
     for namespace in &machine.namespaces {
         table.add_row(["", &format!("namespace {}", namespace.netns.0), &described(namespace)]);
     }
@@ -84,7 +89,13 @@ pub(super) fn json(machine: &Machine) -> String {
         .iter()
         .map(|t| {
             let (reason, fix) = t.refusal.as_ref().map(|(reason, fix)| (reason.as_str(), *fix)).unzip();
-            json!({"tier": t.tier.as_str(), "works": t.refusal.is_none(), "reason": reason, "fix": fix})
+            let unmeasured: Vec<Value> = t
+                .unmeasured
+                .iter()
+                .map(|u| json!({"metric": u.metric.as_str(), "reason": u.reason, "fix": u.fix}))
+                .collect();
+            let works = t.refusal.is_none();
+            json!({"tier": t.tier.as_str(), "works": works, "reason": reason, "fix": fix, "unmeasured": unmeasured})
         })
         .collect();
     let namespaces: Vec<Value> = machine
@@ -116,10 +127,11 @@ mod tests {
 
     #[test]
     fn refusals_are_shown_with_their_remedies_and_the_last_line_concludes() {
-        let machine = machine([true, false]);
+        let machine = machine([true, false, true]);
         let text = table(&machine);
         assert!(text.contains("the kernel refused it") && text.contains("fix: upgrade"), "{text}");
         assert!(text.contains("work; record would use them"), "{text}");
+        assert!(text.contains("not measured: there is no kfree_skb"), "{text}");
         assert_eq!(text.lines().last(), Some(machine.conclusion().as_str()));
         assert!(text.lines().all(|line| line == line.trim_end()), "{text}");
     }
@@ -135,7 +147,7 @@ mod tests {
             cgroup: None,
             role: ProcessRole::Sidecar,
         };
-        let mut machine = machine([false, false]);
+        let mut machine = machine([false, false, true]);
         let processes = vec![process; NAMED + 2];
         machine.namespaces.push(Namespace { netns: NetnsId(1), why: "it is asked for".to_owned(), processes });
         let text = table(&machine);
@@ -144,5 +156,7 @@ mod tests {
         assert_eq!(value["namespaces"][0]["processes"][0]["role"], "sidecar");
         assert_eq!((value["ready"].as_bool(), value["tier"].as_str()), (Some(true), Some("tp_btf")));
         assert_eq!(value["tiers"][1]["reason"], Value::Null);
+        assert_eq!(value["tiers"][0]["unmeasured"][0]["metric"], "drops");
+        assert_eq!(value["tiers"][2]["unmeasured"], json!([]));
     }
 }
