@@ -17,8 +17,9 @@ const SEGMENT_BYTES: u64 = 1_448;
 /// Linux sends a SYN again after 1 s (`TCP_TIMEOUT_INIT`, RFC 6298): a handshake this long lost one.
 const SYN_TIMEOUT: DurationNs = DurationNs::from_millis(990);
 /// What ordinary traffic is dropped for, without harm: duplicates, and what comes for a connection that has just closed.
-const HARMLESS_DROPS: [&str; 10] = [
+const HARMLESS_DROPS: [&str; 11] = [
     "NOT_SPECIFIED",
+    "QUEUE_PURGE",
     "TCP_OLD_DATA",
     "TCP_OLD_ACK",
     "TCP_OLD_SEQUENCE",
@@ -206,4 +207,112 @@ fn drops(end: &LineEnd, peer: &LineEnd, total: &LineMetrics) -> Option<Finding> 
         }
         .to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connections::{Closes, Connects, EndMetrics};
+    use meshdiff_graph::lines::{LineProtocol, PeerKnownBy, TlsTally};
+    use meshdiff_model::{DropReason, Errno};
+
+    fn end(name: &str, total: LineMetrics) -> LineEnd {
+        LineEnd {
+            role: EndRole::Application,
+            namespace: Some("shop".into()),
+            workload: Some(name.into()),
+            pod: None,
+            process: Some("java".into()),
+            pids: vec![],
+            address: None,
+            service: None,
+            metrics: Some(EndMetrics { sockets: 1, total, windows: vec![] }),
+        }
+    }
+
+    fn line(client: LineMetrics) -> LineSummary {
+        LineSummary {
+            client: end("cart", client),
+            server: end("price", LineMetrics::default()),
+            protocol: LineProtocol::Tcp,
+            tls: None,
+            tls_said: TlsTally::default(),
+            link: None,
+            peer_known_by: PeerKnownBy::Matched,
+            known_by: BTreeMap::new(),
+            connections: 1,
+            destinations: BTreeMap::new(),
+        }
+    }
+
+    fn codes(metrics: LineMetrics) -> Vec<(&'static str, Level)> {
+        findings(&[line(metrics)]).into_iter().map(|f| (f.code, f.level)).collect()
+    }
+
+    fn connects(count: u64, failures: &[(u16, u64)]) -> LineMetrics {
+        let failures = failures.iter().map(|(e, n)| (Errno(*e), *n)).collect();
+        LineMetrics {
+            connect: Some(Connects { count, handshake: None, failures: Some(failures) }),
+            ..LineMetrics::default()
+        }
+    }
+
+    #[test]
+    fn connects_that_fail() {
+        assert_eq!(codes(connects(100, &[])), []);
+        assert_eq!(codes(connects(100, &[(111, 4)])), [], "a few of many are chance");
+        assert_eq!(codes(connects(100, &[(111, 4), (110, 1)])), [("MD0201", Level::Warning)]);
+        assert_eq!(codes(connects(1, &[(111, 1)])), [("MD0201", Level::Error)], "not one came through");
+        let found = findings(&[line(connects(9, &[(111, 5), (110, 4)]))]);
+        assert_eq!(found[0].subject, "shop/cart (java) → shop/price (java)");
+        assert!(found[0].text.contains("9 of 9") && found[0].text.contains("ECONNREFUSED"), "{}", found[0].text);
+        assert_eq!(found[0].evidence["ETIMEDOUT"], 4.0);
+        assert!(found[0].fix.contains("Nobody listens"));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_no_finding() {
+        assert_eq!(codes(LineMetrics::default()), []);
+        let unknown = Connects { count: 9, handshake: None, failures: None };
+        assert_eq!(codes(LineMetrics { connect: Some(unknown), ..LineMetrics::default() }), []);
+    }
+
+    #[test]
+    fn segments_sent_again_are_judged_by_what_was_sent() {
+        let metrics = |again, bytes| LineMetrics {
+            write: Some(IoMetrics { calls: 10, bytes, ..IoMetrics::default() }),
+            retransmits: Some(again),
+            ..LineMetrics::default()
+        };
+        // 1,000 segments.
+        assert_eq!(codes(metrics(9, 1_448_000)), []);
+        assert_eq!(codes(metrics(10, 1_448_000)), [("MD0202", Level::Warning)]);
+        assert_eq!(codes(metrics(4, 100)), [], "too few to say");
+    }
+
+    #[test]
+    fn resets_drops_and_lost_syns() {
+        let closes = |count, resets| LineMetrics {
+            close: Some(Closes { count, by: None, resets: Some(resets), duration: None }),
+            ..LineMetrics::default()
+        };
+        assert_eq!(codes(closes(100, 9)), []);
+        assert_eq!(codes(closes(50, 5)), [("MD0203", Level::Warning)]);
+        let drops = |reason: &str, n| LineMetrics {
+            drops: Some([(DropReason(reason.into()), n)].into()),
+            ..LineMetrics::default()
+        };
+        assert_eq!(codes(drops("TCP_OLD_DATA", 500)), [], "duplicates do no harm");
+        assert_eq!(codes(drops("NETFILTER_DROP", 5)), [("MD0204", Level::Warning)]);
+        let handshakes = |ms: &[u64]| LineMetrics {
+            connect: Some(Connects {
+                count: ms.len() as u64,
+                handshake: Some(ms.iter().map(|ms| ms * 1_000_000).collect()),
+                failures: None,
+            }),
+            ..LineMetrics::default()
+        };
+        assert_eq!(codes(handshakes(&[1, 800])), []);
+        assert_eq!(codes(handshakes(&[1, 1_001])), [("MD0205", Level::Warning)]);
+    }
 }

@@ -170,8 +170,10 @@ pub enum Metric {
     ConnectFailures,
     /// Connections that ended.
     Close,
-    /// Who closed first, resets, how long it took.
+    /// Who closed first, and how long it took.
     CloseDetails,
+    /// Connections that ended with a reset.
+    Resets,
     /// Segments sent again.
     Retransmit,
     /// Packets dropped.
@@ -182,7 +184,7 @@ pub enum Metric {
 
 impl Metric {
     /// All, in order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Write,
         Self::WriteTime,
         Self::Read,
@@ -192,6 +194,7 @@ impl Metric {
         Self::ConnectFailures,
         Self::Close,
         Self::CloseDetails,
+        Self::Resets,
         Self::Retransmit,
         Self::Drop,
         Self::Windows,
@@ -210,6 +213,7 @@ impl Metric {
             Self::ConnectFailures => "connect.failures",
             Self::Close => "close",
             Self::CloseDetails => "close.details",
+            Self::Resets => "close.resets",
             Self::Retransmit => "retransmit",
             Self::Drop => "drop",
             Self::Windows => "windows",
@@ -352,7 +356,7 @@ impl Windows<'_> {
             close: has(Metric::Close).then(|| Closes {
                 count: m.close.count,
                 by: has(Metric::CloseDetails).then(|| m.close.by.clone()),
-                resets: has(Metric::CloseDetails).then_some(m.close.resets),
+                resets: has(Metric::Resets).then_some(m.close.resets),
                 duration: Some(m.close.duration.clone()).filter(|h| has(Metric::CloseDetails) && !h.is_empty()),
             }),
             retransmits: has(Metric::Retransmit).then_some(m.retransmits),

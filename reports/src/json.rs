@@ -11,7 +11,7 @@ mod connections;
 use crate::safe::harmless_json;
 use crate::wire::{RequestLine, Rfc3339};
 use crate::{REPORT_SCHEMA, RenderError, ReportMeta, verdict};
-use connections::Connection;
+use connections::{Buckets, Connection};
 use meshdiff_analyzer::{Coverage, Distribution, Finding, HopSummary, NearQuantile, Report, SegmentStats, Verdict};
 use meshdiff_model::{DurationNs, HopProtocol, ProbeTier, SegmentMap, Workload, WorkloadSource};
 use serde::{Serialize, Serializer};
@@ -24,15 +24,15 @@ use std::io::Write;
 /// # Errors
 /// If `out` refuses it.
 pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result<(), RenderError> {
-    let json = serde_json::to_string_pretty(&Document::of(report, meta))?;
+    let json = serde_json::to_string_pretty(&Document::of(report, meta, Buckets::All))?;
     out.write_all(harmless_json(json).as_bytes())?;
     out.write_all(b"\n")?;
     Ok(())
 }
 
-/// The same on one line, to be embedded.
+/// The same on one line and without the windows' buckets, to be embedded.
 pub(crate) fn compact(report: &Report, meta: &ReportMeta) -> Result<String, RenderError> {
-    Ok(serde_json::to_string(&Document::of(report, meta))?)
+    Ok(serde_json::to_string(&Document::of(report, meta, Buckets::WithoutWindows))?)
 }
 
 #[derive(Serialize)]
@@ -241,7 +241,7 @@ struct FindingLine<'a> {
 }
 
 impl<'a> Document<'a> {
-    fn of(r: &'a Report, meta: &'a ReportMeta) -> Self {
+    fn of(r: &'a Report, meta: &'a ReportMeta, buckets: Buckets) -> Self {
         Self {
             schema_version: REPORT_SCHEMA,
             meta: MetaLine {
@@ -259,7 +259,7 @@ impl<'a> Document<'a> {
             verdict_text: verdict::sentence_text(r),
             verdict: r.verdict.as_ref().map(VerdictLine::of),
             hops: r.hops.iter().map(Hop::of).collect(),
-            connections: r.lines.iter().enumerate().flat_map(|(i, l)| Connection::of(i, l)).collect(),
+            connections: r.lines.iter().enumerate().flat_map(|(i, l)| Connection::of(i, l, buckets)).collect(),
             findings: r.findings.iter().map(FindingLine::of).collect(),
             slowest: r.slowest.iter().map(|request| RequestLine::of(request, true, Some(&r.slowest))).collect(),
         }

@@ -129,5 +129,8 @@ pub(crate) fn missing(c: &Coverage) -> Vec<String> {
             None => by_reason.push((why, vec![metric.as_str()])),
         }
     }
-    by_reason.into_iter().map(|(why, list)| format!("Not measured: {}. {}", list.join(", "), visible(why))).collect()
+    by_reason
+        .into_iter()
+        .map(|(why, list)| format!("Not measured: {} ({})", list.join(", "), visible(why).trim_end_matches('.')))
+        .collect()
 }

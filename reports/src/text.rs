@@ -244,6 +244,7 @@ pub(crate) fn reason(name: &str) -> String {
         "local_reply" => "Envoy answered by itself",
         "retried" => "more attempts than the access log names sockets for",
         "protocol_not_read" => "an encrypted multiplexed connection, or a protocol that is not read yet",
+        "encrypted_by_application" => "its application encrypted it, and its connections do not tell all of its way",
         "contradiction" => "the halves contradict each other",
         "several_sockets" => "several sockets fit",
         "several_exchanges" => "several exchanges fit",

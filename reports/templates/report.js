@@ -83,7 +83,8 @@ window.addEventListener("error", (e) => { document.body.dataset.error = e.messag
   if (panels) {
     panels.classList.add("scripted");
     for (const wire of all(".wire")) {
-      wire.addEventListener("focus", () => choose(wire.dataset.line));
+      // A mouse button that goes down gives focus too: then the click decides, for a panel that opened at once could lie under the pointer.
+      wire.addEventListener("focus", () => { if (wire.matches(":focus-visible")) choose(wire.dataset.line); });
       wire.addEventListener("click", (e) => {
         e.preventDefault();
         choose(wire.dataset.line);
@@ -125,7 +126,7 @@ window.addEventListener("error", (e) => { document.body.dataset.error = e.messag
     filter.addEventListener("input", apply);
   }
 
-  // The embedded data is the whole report, as the JSON exporter writes it.
+  // The embedded data is the whole report, as the JSON exporter writes it but for the histograms of single windows.
   const data = JSON.parse($("report-data").textContent);
   const save = $("save");
   save.hidden = false;

@@ -7,7 +7,7 @@ use meshdiff_capture::{Capture, CaptureData};
 use meshdiff_discovery::{Owners, service_of_cluster};
 use meshdiff_graph::lines::MetricsInput;
 use meshdiff_graph::{Directory, HopInput, MeshGraph};
-use meshdiff_model::{MonotonicNs, NodeId, ProbeTier, WallTime, Workload, WorkloadSource};
+use meshdiff_model::{Metric as Unmeasured, MonotonicNs, NodeId, ProbeTier, WallTime, Workload, WorkloadSource};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -117,34 +117,51 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
 
 /// Puts the sockets' metrics on the lines of the process topology, and says which ones the capture lacks.
 fn measure(mesh: &mut MeshGraph, data: &CaptureData, since: Option<MonotonicNs>) -> MissingMetrics {
-    let mut missing = MissingMetrics::new();
-    let mut lack = |metrics: &[Metric], why: &str| missing.extend(metrics.iter().map(|m| (*m, why.to_owned())));
     // What was recorded before there were metrics has messages and sockets, which tell some of them.
-    let old = true;
+    let old = data.metrics.is_empty() && !data.messages.is_empty();
+    let from_messages = old && since.is_none();
+    mesh.topology.measure(MetricsInput { sockets: &data.sockets, metrics: &data.metrics, since, from_messages });
+    let mut missing = MissingMetrics::new();
+    let mut lack = |metrics: &[Metric], why: &str| {
+        for metric in metrics {
+            missing.entry(*metric).or_insert_with(|| why.to_owned());
+        }
+    };
     if data.meta.probes.tier == ProbeTier::None {
         lack(&Metric::ALL, "The capture was recorded without probes.");
-    } else if old {
+    }
+    if old && since.is_some() {
+        lack(
+            &[Metric::Write, Metric::Read, Metric::Rtt],
+            "The capture has no windows of which --since could choose some.",
+        );
+    }
+    if old {
         lack(
             &[
                 Metric::WriteTime,
                 Metric::ReadTime,
                 Metric::ConnectFailures,
                 Metric::CloseDetails,
+                Metric::Resets,
                 Metric::Retransmit,
                 Metric::Drop,
                 Metric::Windows,
             ],
-            "The capture was recorded before connection metrics were; calls and bytes are what its messages tell.",
+            "Connection metrics are not in this capture: it was recorded before there were any. Calls, bytes, round trips and handshakes are \
+             what its messages and sockets tell.",
         );
-        if since.is_some() {
-            lack(
-                &[Metric::Write, Metric::Read, Metric::Rtt],
-                "Without metrics by window, --since leaves nothing of them.",
-            );
-        }
     }
-    let from_messages = old && since.is_none();
-    mesh.topology.measure(MetricsInput { sockets: &data.sockets, metrics: &[], since, from_messages });
+    for unmeasured in &data.meta.probes.unmeasured {
+        let metric = match unmeasured.metric {
+            Unmeasured::WriteTime => Metric::WriteTime,
+            Unmeasured::ReadTime => Metric::ReadTime,
+            Unmeasured::Retransmits => Metric::Retransmit,
+            Unmeasured::Resets => Metric::Resets,
+            Unmeasured::Drops => Metric::Drop,
+        };
+        lack(&[metric], &unmeasured.reason);
+    }
     missing
 }
 

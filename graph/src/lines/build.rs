@@ -51,9 +51,12 @@ pub(crate) fn build(
     let mut tgids: HashMap<PlaceKey, BTreeSet<Tgid>> = HashMap::new();
     let mut services = Services::new();
     for p in placed {
+        let told = || spoken.get(&p.service()).copied().flatten();
         let (protocol, tls) = match p.protocol {
+            // Encrypted, and no log speaks of it: of the line whose other connections logs do speak of.
+            Some(LineProtocol::Tls) => told().filter(|t| t.1 == Some(true)).unwrap_or((LineProtocol::Tls, p.tls)),
             Some(protocol) => (protocol, p.tls),
-            None => spoken.get(&p.service()).copied().flatten().unwrap_or((LineProtocol::Tcp, p.tls)),
+            None => told().unwrap_or((LineProtocol::Tcp, p.tls)),
         };
         let c = p.connection;
         for (end, place) in [(c.client, &p.client), (c.server, &p.server)] {
@@ -127,11 +130,11 @@ fn destination(connection: &Connection, endpoints: &[Endpoint]) -> Option<std::n
 }
 
 /// What is spoken between two places on one port, where that is one thing: a connection on which nothing was said (it was refused, or
-/// idle) is of that line.
+/// idle) is of that line, and one that was only encrypted.
 fn spoken_on_ports(placed: &[Placed<'_>]) -> HashMap<ServiceKey, Option<(LineProtocol, Option<bool>)>> {
     let mut spoken = HashMap::new();
     for p in placed {
-        let Some(protocol) = p.protocol else { continue };
+        let Some(protocol) = p.protocol.filter(|p| *p != LineProtocol::Tls) else { continue };
         let known = spoken.entry(p.service()).or_insert(Some((protocol, p.tls)));
         if *known != Some((protocol, p.tls)) {
             *known = None;

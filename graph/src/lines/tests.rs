@@ -427,3 +427,25 @@ fn grpc_is_told_by_its_headers() {
     let spoken: Vec<_> = t.lines().map(|(_, _, _, l)| l.protocol).collect();
     assert_eq!(spoken, [LineProtocol::Tls, LineProtocol::Http2, LineProtocol::Grpc]);
 }
+
+#[test]
+fn an_encrypted_connection_without_a_request_is_of_its_line() {
+    let (mut sockets, mut messages) = six();
+    sockets.push(owned(13, 2, 22, "10.0.0.2:50009", "10.0.0.3:9080"));
+    sockets.push(owned(14, 3, 32, "10.0.0.3:15006", "10.0.0.2:50009"));
+    messages.extend(crossed((13, 14), 50_000, 90, 20, Content::TlsHandshake));
+    let inbound = HopSide {
+        downstream_direct_remote_address: Some(DownstreamDirectRemoteAddr(
+            "10.0.0.2:50000".parse().expect("an address"),
+        )),
+        downstream_tls: true,
+        ..log("3", Side::Server)
+    };
+    let t = topology(&sockets, &messages, &[inbound]);
+    assert_eq!(texts(&t)[0], "pod-2/sidecar:envoy -> pod-3/sidecar:envoy http/1.1 tls matched 2");
+    assert_eq!(texts(&t).len(), 3);
+    assert_eq!(
+        texts(&topology(&sockets, &messages, &[]))[0],
+        "pod-2/sidecar:envoy -> pod-3/sidecar:envoy tls tls matched 2"
+    );
+}

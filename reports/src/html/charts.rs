@@ -9,6 +9,8 @@ const BARS: usize = 28;
 /// Of both pictures, in units of their viewBox.
 const WIDTH: f64 = 140.0;
 const HEIGHT: f64 = 30.0;
+/// The widest bar: two windows are no wall.
+const WIDEST: f64 = 16.0;
 /// The lowest bar that is not nothing.
 const LEAST: f64 = 1.5;
 
@@ -76,7 +78,7 @@ pub(super) fn windows(what: &str, values: &[Option<f64>], shown: impl Fn(f64) ->
 /// Bars of these heights, as one path.
 fn columns(values: &[f64]) -> String {
     let most = values.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-    let step = WIDTH / values.len().max(1) as f64;
+    let step = (WIDTH / values.len().max(1) as f64).min(WIDEST);
     let gap = if step > 3.0 { 1.0 } else { step * 0.2 };
     let mut path = String::new();
     for (i, value) in values.iter().enumerate().filter(|(_, v)| **v > 0.0) {

@@ -145,7 +145,8 @@ struct Histogram {
     count: u64,
     #[serde(flatten)]
     values: Option<Values>,
-    buckets_ns: Vec<(i64, u64, u64)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buckets_ns: Option<Vec<(i64, u64, u64)>>,
 }
 
 /// Absent where there is no value.
@@ -161,14 +162,22 @@ struct Values {
     p99_ns: u64,
 }
 
-impl From<&ExponentialHistogram> for Histogram {
-    fn from(h: &ExponentialHistogram) -> Self {
+/// Whether histograms have their buckets. A page holds those of the whole time only: those of all windows would be most of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Buckets {
+    All,
+    WithoutWindows,
+}
+
+impl Histogram {
+    fn of(h: &ExponentialHistogram, buckets: bool) -> Self {
         // Values are whole numbers, so whole bounds say the same. The zeros are over -1.
         let over = |lower: f64, upper: f64| if upper == 0.0 { -1 } else { lower.floor() as i64 };
         Self {
             count: h.count(),
             values: Values::of(h),
-            buckets_ns: h.buckets().map(|b| (over(b.lower, b.upper), b.upper.floor() as u64, b.count)).collect(),
+            buckets_ns: buckets
+                .then(|| h.buckets().map(|b| (over(b.lower, b.upper), b.upper.floor() as u64, b.count)).collect()),
         }
     }
 }
@@ -188,33 +197,34 @@ impl Values {
     }
 }
 
-impl From<&IoMetrics> for Io {
-    fn from(io: &IoMetrics) -> Self {
+impl Io {
+    fn of(io: &IoMetrics, buckets: bool) -> Self {
         Self {
             calls: io.calls,
             bytes: io.bytes,
-            execution_time: io.duration.as_ref().map(Histogram::from),
-            wait_time: io.wait.as_ref().map(Histogram::from),
+            execution_time: io.duration.as_ref().map(|h| Histogram::of(h, buckets)),
+            wait_time: io.wait.as_ref().map(|h| Histogram::of(h, buckets)),
         }
     }
 }
 
 impl<'a> Metrics<'a> {
-    fn of(m: &'a LineMetrics) -> Self {
+    fn of(m: &'a LineMetrics, buckets: bool) -> Self {
+        let histogram = |h: &ExponentialHistogram| Histogram::of(h, buckets);
         Self {
-            write: m.write.as_ref().map(Io::from),
-            read: m.read.as_ref().map(Io::from),
-            rtt: m.rtt.as_ref().map(Histogram::from),
+            write: m.write.as_ref().map(|io| Io::of(io, buckets)),
+            read: m.read.as_ref().map(|io| Io::of(io, buckets)),
+            rtt: m.rtt.as_ref().map(histogram),
             connect: m.connect.as_ref().map(|c| Connect {
                 count: c.count,
-                handshake: c.handshake.as_ref().map(Histogram::from),
+                handshake: c.handshake.as_ref().map(histogram),
                 failures: c.failures.as_ref().map(|f| f.iter().map(|(e, n)| (e.to_string(), *n)).collect()),
             }),
             close: m.close.as_ref().map(|c| Close {
                 count: c.count,
                 first: c.by.as_ref().map(|by| by.iter().map(|(who, n)| (closer(*who), *n)).collect()),
                 resets: c.resets,
-                duration: c.duration.as_ref().map(Histogram::from),
+                duration: c.duration.as_ref().map(histogram),
             }),
             retransmit: m.retransmits.map(|count| Count { count }),
             drop: m.drops.as_ref().map(|drops| Drops {
@@ -257,7 +267,7 @@ fn peer(e: &LineEnd) -> String {
 
 impl<'a> Connection<'a> {
     /// The views of a line by those of its ends that were seen.
-    pub(super) fn of(line: usize, l: &'a LineSummary) -> impl Iterator<Item = Self> {
+    pub(super) fn of(line: usize, l: &'a LineSummary, buckets: Buckets) -> impl Iterator<Item = Self> {
         let views = [("client", &l.client, &l.server), ("server", &l.server, &l.client)];
         views.into_iter().filter_map(move |(side, end, other)| {
             let EndMetrics { sockets, total, windows } = end.metrics.as_ref()?;
@@ -292,15 +302,15 @@ impl<'a> Connection<'a> {
                     .collect(),
                 more_destinations: l.destinations.len().saturating_sub(MAX_DESTINATIONS),
                 sockets: *sockets,
-                metrics: Metrics::of(total),
-                windows: windows.iter().map(Window::of).collect(),
+                metrics: Metrics::of(total, true),
+                windows: windows.iter().map(|w| Window::of(w, buckets == Buckets::All)).collect(),
             })
         })
     }
 }
 
 impl<'a> Window<'a> {
-    fn of(w: &'a MetricsWindow) -> Self {
-        Self { start: Rfc3339(w.start), metrics: Metrics::of(&w.metrics) }
+    fn of(w: &'a MetricsWindow, buckets: bool) -> Self {
+        Self { start: Rfc3339(w.start), metrics: Metrics::of(&w.metrics, buckets) }
     }
 }

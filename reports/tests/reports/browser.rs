@@ -3,7 +3,8 @@
 //!
 //! Needs Debian's chromium. `MESHDIFF_SKIP_BROWSER=1` leaves these tests out, and says so.
 
-use crate::support::{bookinfo, empty, forty, hostile, limited, meta, simulate};
+use crate::devtools::Page;
+use crate::support::{bookinfo, empty, forty, hostile, limited, meta, simulate, without_metrics};
 use meshdiff_analyzer::Report;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -129,4 +130,107 @@ fn every_size_of_report_opens() {
         let dom = browser.dom("");
         assert_eq!(dom.matches("<article class=\"hop").count(), report.hops.len());
     }
+}
+
+/// The lines whose panels are to be seen.
+const OPEN: &str = "Array.from(document.querySelectorAll('.line')).filter(l => getComputedStyle(l).display !== 'none').map(l => l.id).join()";
+
+/// Half-way along the line whose name begins like this.
+fn wire(name: &str) -> String {
+    format!(
+        "Array.from(document.querySelectorAll('.wire')).find(w => w.getAttribute('aria-label').startsWith('{name}')).querySelector('.hit')"
+    )
+}
+
+#[test]
+fn a_click_on_a_line_shows_what_both_sides_measured() {
+    let Some(browser) = browser(&simulate(&bookinfo(), 300)) else { return };
+    let mut page = Page::open(CHROMIUM, &browser.page);
+    assert_eq!(page.value("getComputedStyle(document.querySelector('.map-connections')).display"), "none");
+    page.click("document.querySelector('#map-connections').closest('label')");
+    page.wait("getComputedStyle(document.querySelector('.map-connections')).display === 'block'");
+    assert_eq!(page.value("getComputedStyle(document.querySelector('.map-requests')).display"), "none");
+    assert_eq!(page.text(OPEN), "", "nothing was chosen yet");
+
+    page.click(&wire("loadgen-7d9f8c6b5-x000/envoy → productpage-v1"));
+    let id = page.text(OPEN);
+    assert!(id.starts_with("line-"), "one panel: {id:?}");
+    assert_eq!(page.value("location.hash"), format!("#{id}"));
+    let panel = |rest: &str| format!("document.getElementById('{id}'){rest}");
+    let words = page.text(&panel(".innerText"));
+    for word in [
+        "http/1.1 over TLS",
+        "9 connections",
+        "peer matched",
+        "10.96.0.1:9080 (9)",
+        "Client side",
+        "Server side",
+        "Connect",
+        "Accept",
+        "Round trip",
+        "2 here first",
+    ] {
+        assert!(words.contains(word), "{word}: {words}");
+    }
+    // Both sides have every metric, with histograms and the windows.
+    for side in 0..2 {
+        let of = |what: &str| format!(".querySelectorAll('.side')[{side}].querySelectorAll('{what}').length");
+        for metric in ["write", "read", "wait", "rtt", "connect", "close", "retransmit", "drop"] {
+            assert_eq!(page.value(&panel(&of(&format!(".m-{metric}")))), 1, "{metric}");
+        }
+        assert_eq!(page.value(&panel(&of(".histogram path[d^=M]"))), 6);
+        assert_eq!(page.value(&panel(&of(".spark path[d^=M]"))), 7);
+    }
+    let write = page.text(&panel(".querySelector('.m-write').innerText"));
+    assert!(write.contains("400 calls · 161 KiB") && write.contains("µs"), "{write}");
+    // The bars have a size on the screen.
+    assert_eq!(page.value(&panel(".querySelector('.histogram path').getBoundingClientRect().height > 10")), true);
+    assert_eq!(page.value(&panel(".getBoundingClientRect().bottom <= innerHeight + 1")), true, "it is in view");
+
+    // Another line takes its place; the keyboard goes on to the next one; Escape closes.
+    page.click(&wire("details-v1-7d9f8c6b5-x002/envoy → details-v1"));
+    let other = page.text(OPEN);
+    assert!(other != id && !other.contains(','), "{other}");
+    page.key("Tab");
+    let next = page.text(OPEN);
+    assert!(next != other && !next.contains(','), "focus alone shows the next line: {next}");
+    assert_eq!(page.text("document.activeElement.dataset.line"), next);
+    page.key("Escape");
+    assert_eq!(page.text(OPEN), "");
+    assert_eq!(page.value("location.hash"), "");
+    assert!(page.complaints.is_empty(), "{:#?}", page.complaints);
+}
+
+#[test]
+fn lines_open_in_every_report() {
+    let mut old = simulate(&bookinfo(), 60);
+    without_metrics(&mut old);
+    for (report, lines, says) in [
+        (old, 18, "recorded before connection metrics were"),
+        (hostile(), 18, "script"),
+        (simulate(&forty(), 40), 90, "Choose a line"),
+    ] {
+        let Some(browser) = browser(&report) else { return };
+        let mut page = Page::open(CHROMIUM, &browser.page);
+        page.click("document.querySelector('#map-connections').closest('label')");
+        assert!(page.value("document.querySelectorAll('.wire').length").as_u64() >= Some(lines));
+        assert!(page.text("document.querySelector('.map-connections').innerText").contains(says), "{says}");
+        for place in ["[0]", "[7]", "[document.querySelectorAll('.wire').length - 1]"] {
+            page.click(&format!("document.querySelectorAll('.wire'){place}.querySelector('.hit')"));
+            let id = page.text(OPEN);
+            assert!(id.starts_with("line-") && !id.contains(','), "{id:?}");
+            assert!(page.text(&format!("document.getElementById('{id}').innerText")).contains("Client side"));
+            page.key("Escape");
+        }
+        assert_eq!(page.value("document.querySelectorAll('img').length"), 0);
+        assert!(page.complaints.is_empty(), "{:#?}", page.complaints);
+    }
+}
+
+#[test]
+fn a_link_from_the_table_leads_to_its_line() {
+    let Some(browser) = browser(&simulate(&bookinfo(), 30)) else { return };
+    let dom = browser.dom("#line-3");
+    assert!(dom.contains("<article class=\"line on\" id=\"line-3\""), "the line of the address is open");
+    assert_eq!(dom.matches("class=\"line on\"").count(), 1);
 }
