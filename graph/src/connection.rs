@@ -19,6 +19,11 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
+    /// True if its application encrypts what it sends, and was seen to.
+    pub(crate) fn tells_plaintext(&self) -> bool {
+        self.socket.tls.as_ref().is_some_and(|tls| tls.plaintext_seen)
+    }
+
     /// True if it sent TLS records.
     pub(crate) fn speaks_tls(&self) -> bool {
         let tls = |p: &crate::stream::Piece| matches!(p.content, Content::TlsHandshake | Content::TlsApplicationData);

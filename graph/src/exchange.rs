@@ -50,6 +50,7 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
 
     let seen_from_its_start = view.client.is_some_and(|c| c.socket.connect_start.is_some())
         || view.server.is_some_and(|s| s.socket.established.is_some());
+    let told = view.client.is_some_and(Endpoint::tells_plaintext);
     let mut list: Vec<Exchange> = Vec::new();
     let mut opening = true;
     let mut saw_handshake = false;
@@ -62,6 +63,10 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
         }
         if content == Content::TlsHandshake {
             saw_handshake = true;
+            continue;
+        }
+        // Of an application whose plaintext is told, what is none is its library's own.
+        if way == Way::Request && told && content == Content::TlsApplicationData {
             continue;
         }
         match way {
@@ -83,7 +88,7 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
                         open.pipelined |= open.response.is_none();
                     }
                     let is_head = matches!(content, Content::Http1Request { .. });
-                    let encrypted = content == Content::TlsApplicationData;
+                    let encrypted = told || content == Content::TlsApplicationData;
                     list.push(Exchange {
                         connection: index,
                         request: (piece.start, piece.end),
@@ -220,6 +225,27 @@ impl Exchange {
         crossing(from, to, connection.client.is_some(), self.request)
     }
 
+    /// Bytes of the request's head, where its end was recognised.
+    pub(crate) fn request_head(&self, connection: &Connection, endpoints: &[Endpoint]) -> Option<u64> {
+        let from = connection.client.map(|i| &endpoints[i].egress).filter(|_| self.stream.is_none())?;
+        let piece = from.piece_at(self.request.0).filter(|p| p.start == self.request.0)?;
+        u64::try_from(piece.head_end? - self.request.0).ok()
+    }
+
+    /// When the request's first `head` bytes were readable and read.
+    pub(crate) fn request_arrival(
+        &self,
+        connection: &Connection,
+        endpoints: &[Endpoint],
+        head: u64,
+    ) -> Option<(MonotonicNs, Option<MonotonicNs>)> {
+        let from = connection.client.map(|i| &endpoints[i].egress);
+        let to = connection.server.map(|i| &endpoints[i].ingress)?;
+        let (_, received) = positions(from, Some(to), connection.client.is_some(), self.request);
+        let end = received.0 + i64::try_from(head).ok()?;
+        Some((to.ready(end)?, to.recv(end)))
+    }
+
     /// The request's way over its connection in more detail than its crossing has; `None` if it came in one piece.
     /// `seen_until`: nothing that happened before was missed.
     pub(crate) fn request_flow(
@@ -329,7 +355,7 @@ fn crossing(from: Option<&Stream>, to: Option<&Stream>, sender_positions: bool, 
     let mut head_end = None;
     if let Some(from) = from.filter(|f| !f.is_empty()) {
         result.send = from.send_of(sent.0);
-        result.last_send = from.last_send(sent.0, sent.1);
+        result.last_send = from.last_send(sent.1);
         let read = from.piece_at(sent.0).filter(|p| p.start == sent.0).and_then(|p| p.head_end);
         if let Some(end) = read.or_else(|| from.send_end(sent.0)) {
             head_end = Some(end.min(sent.1) - sent.0 + received.0);

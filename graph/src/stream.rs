@@ -152,12 +152,13 @@ impl Stream {
         Some(self.sends.get(next).map_or(piece.end, |&(start, _)| start.min(piece.end)))
     }
 
-    /// The last send call that has bytes in `start..end`. `None` if the send of the last byte was not seen.
-    pub(crate) fn last_send(&self, start: Offset, end: Offset) -> Option<MonotonicNs> {
+    /// The last send call that has bytes before `end`. `None` if the send of the last byte was not seen.
+    pub(crate) fn last_send(&self, end: Offset) -> Option<MonotonicNs> {
         let piece = self.piece_at(end - 1)?;
         let index = self.sends.partition_point(|&(at, _)| at < end).checked_sub(1)?;
         let (at, when) = self.sends[index];
-        (at >= start.max(piece.start) && !self.is_thinned_after(index)).then_some(when)
+        // It may have begun before `start`, and hold what came before as well.
+        (at >= piece.start && !self.is_thinned_after(index)).then_some(when)
     }
 
     /// True if sends may have been left out between the one at `index` and the next.
@@ -423,7 +424,7 @@ mod tests {
             [139, 140, 141, 900].map(|at| stream.send_of(at)),
             [Some(MonotonicNs(13)), Some(MonotonicNs(14)), None, Some(MonotonicNs(60))]
         );
-        assert_eq!((stream.last_send(0, 500), stream.last_send(0, 950)), (None, Some(MonotonicNs(60))));
+        assert_eq!((stream.last_send(500), stream.last_send(950)), (None, Some(MonotonicNs(60))));
         assert_eq!(stream.sent_progress(0, 1_000).at(MonotonicNs(20)), (140, 900));
     }
 
@@ -479,8 +480,8 @@ mod tests {
         assert_eq!(stream.send_of(100), None);
         assert_eq!(stream.send_end(0), Some(40));
         assert_eq!(stream.send_end(50), Some(100));
-        assert_eq!(stream.last_send(0, 100), Some(MonotonicNs(2)));
-        assert_eq!(stream.last_send(0, 40), Some(MonotonicNs(1)));
+        assert_eq!(stream.last_send(100), Some(MonotonicNs(2)));
+        assert_eq!(stream.last_send(40), Some(MonotonicNs(1)));
         assert_eq!(stream.first_send_from(0, 100, MonotonicNs(2)), Some(40));
     }
 }

@@ -127,9 +127,10 @@ impl Joiner<'_> {
         for (index, exchange) in self.exchanges.iter().enumerate() {
             let connection = &self.connections[exchange.connection];
             let request = exchange.stream.is_some() || matches!(exchange.request_content, Content::Http1Request { .. });
-            if connection.link != Some(Link::ClientLoopback) || connection.client.is_none() || !request {
+            let Some(client) = connection.client.filter(|_| connection.link == Some(Link::ClientLoopback) && request)
+            else {
                 continue;
-            }
+            };
             seen += 1;
             if claimed.contains(&index) {
                 continue;
@@ -145,6 +146,7 @@ impl Joiner<'_> {
             let reason = match (unfinished || !exchange.has_response(), exchange.lossy) {
                 (_, true) => UnmatchedReason::EventsLost,
                 (true, false) => UnmatchedReason::StillOpen,
+                (false, false) if self.endpoints[client].tells_plaintext() => UnmatchedReason::EncryptedByApplication,
                 (false, false) => UnmatchedReason::ClientLogMissing,
             };
             let mut hop = self.empty_hop(JoinOutcome::Unmatched(reason), JoinOutcome::Unmatched(reason));

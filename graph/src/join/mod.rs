@@ -5,6 +5,7 @@ mod find;
 mod halves;
 mod hop;
 mod multiplexed;
+mod relayed;
 mod streams;
 mod turns;
 
@@ -16,6 +17,7 @@ use meshdiff_model::{
     AmbiguityReason, ClockAnchor, DurationNs, HopProtocol, HopSide, Http2Stream, JoinOutcome, JoinedHop, Message,
     MonotonicNs, Side, Socket, SocketCookie, UnmatchedReason,
 };
+use relayed::Relayed;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -99,6 +101,8 @@ struct Joiner<'a> {
     /// First exchanges of encrypted connections that nobody says to be whole: the next turn, which may be their rest, is no request
     /// that anybody speaks of.
     parted: HashSet<usize>,
+    /// Requests that applications encrypted, whose connections are known.
+    relayed: Vec<Relayed>,
     steps: Steps,
     has_kernel: bool,
 }
@@ -119,6 +123,7 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
     let multiplexed = multiplexed::find(input, &endpoints, &connections, &by_client);
     let followed = (0..connections.len()).filter(|&c| is_followed(&connections[c], &endpoints, &sent)).collect();
     turns::mend(input, &connections, &endpoints, &by_client, &multiplexed, &mut cuts);
+    let relayed = relayed::find(input, &endpoints, &connections, &by_client, &mut cuts);
     let mut exchanges = Vec::new();
     let mut of_connection = Vec::with_capacity(connections.len());
     for cut in cuts {
@@ -142,6 +147,7 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
         sent,
         of_stream: HashMap::new(),
         parted: HashSet::new(),
+        relayed,
         steps,
         has_kernel,
     };
@@ -209,6 +215,7 @@ impl Joiner<'_> {
                 }
             })
             .collect();
+        entries.extend(self.relayed.iter().flat_map(|r| self.entries_of(r)));
         entries.sort_by(|a, b| {
             let key = |e: &Entry| (e.log.start_time, e.log.downstream_direct_remote_address, e.log.side);
             key(a).cmp(&key(b)).then_with(|| (&a.log.node, &a.log.stream_id).cmp(&(&b.log.node, &b.log.stream_id)))
