@@ -105,6 +105,9 @@ impl Joiner<'_> {
                 self.put(&mut hop, Link::ClientLoopback, &self.exchanges[e], None);
                 self.doubt_end(&mut hop, Link::ClientLoopback, &self.exchanges[e], Some(client));
                 hop.gave_up = self.gave_up(&hop, &self.exchanges[e], client);
+                if let Some(inner) = server.and_then(|s| s.upstream.matched()) {
+                    self.infer_head(&mut hop, &self.exchanges[e], &self.exchanges[inner]);
+                }
             }
         }
         if client.or(server).is_some_and(|e| self.near_the_end(e)) {
@@ -156,6 +159,35 @@ impl Joiner<'_> {
         if unheard || one_sided {
             forget_end(hop, link);
         }
+    }
+
+    /// Finds the end of the request's head on the server's loopback, where it is longer than what the probe saw of it and went out with a part
+    /// of the body in one send call: it is what the body, as the application sent it, leaves. Both proxies' logs must give the body
+    /// this size, so that it was neither cut short nor encoded anew.
+    fn infer_head(&self, hop: &mut JoinedHop, outer: &Exchange, inner: &Exchange) {
+        let connection = |e: &Exchange| &self.connections[e.connection];
+        let at = Link::ServerLoopback as usize;
+        let known =
+            self.exchange_head(inner).is_some() || inner.stream.is_some() || hop.request[at].last_ready.is_none();
+        let Some(head) = self.exchange_head(outer).filter(|_| !known) else { return };
+        let body = u64::from(hop.request[Link::ClientLoopback as usize].bytes).saturating_sub(head);
+        let logged = [&hop.client_log, &hop.server_log].map(|l| l.as_ref().map(|l| l.request_body_bytes));
+        let inferred = u64::from(hop.request[at].bytes).saturating_sub(body);
+        // A proxy adds headers; Envoy takes up to 60 KiB of them.
+        if body == 0 || logged != [Some(body); 2] || !(head..=65_536).contains(&inferred) {
+            return;
+        }
+        if let Some((ready, recv)) = inner.request_arrival(connection(inner), &self.endpoints, inferred) {
+            hop.request[at].ready = Some(ready);
+            hop.request[at].recv = recv;
+            if let Some(flow) = &mut hop.flows.request[at] {
+                Arc::make_mut(flow).head = Some(inferred);
+            }
+        }
+    }
+
+    fn exchange_head(&self, exchange: &Exchange) -> Option<u64> {
+        exchange.request_head(&self.connections[exchange.connection], &self.endpoints)
     }
 
     /// When the client application gave up a request: it reset its stream, or it closed or reset its connection while the proxy had not
