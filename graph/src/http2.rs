@@ -3,9 +3,7 @@
 use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
 use crate::stream::{Offset, Stream};
-use meshdiff_model::{
-    Content, Crossing, Direction, DurationNs, Http2Fields, Http2Gap, Http2Stream, MonotonicNs, SocketCookie,
-};
+use meshdiff_model::{Content, Crossing, Direction, Http2Fields, Http2Gap, Http2Stream, MonotonicNs, SocketCookie};
 use std::collections::{BTreeMap, HashMap};
 
 /// A part of an exchange's bytes that one end sent, as positions of that end's egress stream.
@@ -252,11 +250,13 @@ pub(crate) fn is_http2(connection: &Connection, endpoints: &[Endpoint], sent: &S
     client.is_some_and(|s| !s.followed.is_empty())
 }
 
-/// How long bytes may have waited for their reader: an access log's stream that began less than this after frames began to be
-/// followed may be one whose frames came before.
-const LONGEST_WAIT: DurationNs = DurationNs::from_millis(10);
-
-/// True if the request of a stream that the accepting end knew of at `at` cannot have been missed.
-pub(crate) fn is_followed(sent: &Sent, connection: &Connection, endpoints: &[Endpoint], at: MonotonicNs) -> bool {
-    connection.client.is_some_and(|i| sent.followed(endpoints[i].socket.cookie, at.offset(-LONGEST_WAIT), at))
+/// True if no request that was sent in a span of time can have been missed.
+pub(crate) fn is_followed(
+    sent: &Sent,
+    connection: &Connection,
+    endpoints: &[Endpoint],
+    from: MonotonicNs,
+    to: MonotonicNs,
+) -> bool {
+    connection.client.is_some_and(|i| sent.followed(endpoints[i].socket.cookie, from, to))
 }

@@ -12,9 +12,10 @@
 #include "record.h"
 
 #define FRAME_HEADER 9 // bytes
-#define FRAMES_SIZE 8192 // bytes kept of one send
+#define FRAMES_SIZE 28672 // bytes kept of one send; a value of a per-CPU map has at most 32 KiB
+#define PAYLOAD_SIZE 20480 // from here on headers only: where they are is told to the end, what they say is not
 #define MOST_AT_ONCE 512 // bytes copied at a time
-#define STEPS 320 // pieces of one send that are looked at
+#define STEPS 2048 // pieces of one send that are looked at
 #define LONGEST_FRAME (1 << 20) // bytes; a header that says more is none. The default limit is 16 KiB, few raise it
 
 enum chunk_kind {
@@ -94,7 +95,7 @@ static __always_inline __u32 wanted(const __u8 *h)
 	case 1:
 	case 5:
 	case 9:
-		want = 4096;
+		want = 16384;
 		break;
 	case 3:
 	case 4:
@@ -183,7 +184,7 @@ static __always_inline int step(struct walk *w)
 			return 1;
 	}
 	if (w->rest) {
-		if (w->used > FRAMES_SIZE) {
+		if (w->used > PAYLOAD_SIZE) {
 			// No room: user space sees that the payload is not all there.
 			w->skip += w->rest;
 			w->rest = 0;

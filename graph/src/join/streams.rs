@@ -66,12 +66,18 @@ impl Joiner<'_> {
         };
         // Where a stream may have been missed, others that fit prove nothing.
         let missed = |w: &Waiting<'_>| {
-            w.pinned.is_none() && !is_followed(&self.sent, &self.connections[connection], &self.endpoints, w.at)
+            let (from, to) = match role {
+                Role::Downstream => (w.at.offset(-LONGEST_WAIT), w.at),
+                // What is encoded leaves at once, or after it had to wait for room, but before it is answered.
+                Role::Upstream => (w.at.offset(-TOLERANCE), answered(&w.claim).unwrap_or(w.at)),
+            };
+            let ends = (&self.connections[connection], &self.endpoints);
+            w.pinned.is_none() && !is_followed(&self.sent, ends.0, ends.1, from, to)
         };
         all.retain(|w| {
             let missed = missed(w);
             if missed {
-                found.push((w.claim.index, JoinOutcome::Unmatched(UnmatchedReason::EventsLost)));
+                found.push((w.claim.index, JoinOutcome::Unmatched(self.why_not_followed(connection))));
             }
             !missed
         });
@@ -122,6 +128,12 @@ impl Joiner<'_> {
         found
     }
 
+    fn why_not_followed(&self, connection: usize) -> UnmatchedReason {
+        let ends = [self.connections[connection].client, self.connections[connection].server];
+        let lost = ends.into_iter().flatten().any(|i| self.endpoints[i].socket.lost_events > 0);
+        if lost { UnmatchedReason::EventsLost } else { UnmatchedReason::ProtocolNotRead }
+    }
+
     /// True if nothing speaks against an entry's being about a stream.
     fn fits(
         &self,
@@ -162,11 +174,11 @@ impl Joiner<'_> {
                 let ids = |a: &RequestId, b: &RequestId| RequestId::same_request(a, b);
                 let same_id = log.request_id.as_ref().zip(fields.request_id.as_ref()).is_none_or(|(a, b)| ids(a, b));
                 let read = back.recv.or(back.ready);
-                let answered = marks.time_to_first_upstream_rx_byte.map(|m| start.offset(m));
+                let parsed = marks.time_to_first_upstream_rx_byte.map(|m| start.offset(m));
                 same_id
                     && by(Some(w.at), Some(exchange.first))
-                    && by(Some(exchange.first), answered.or_else(|| marks.extent().map(|m| start.offset(m))))
-                    && by(back.ready.and(read), answered)
+                    && by(Some(exchange.first), answered(&w.claim))
+                    && by(back.ready.and(read), parsed)
             }
         }
     }
@@ -180,6 +192,16 @@ struct Waiting<'a> {
     at: MonotonicNs,
     /// The one stream that has its request id.
     pinned: Option<usize>,
+}
+
+/// How long bytes may have waited for their reader: an entry whose stream began less than this after frames began to be followed may
+/// be about one whose frames came before.
+const LONGEST_WAIT: DurationNs = DurationNs::from_millis(10);
+
+/// When a request had been answered that went on, at the latest.
+fn answered(claim: &Claim<'_>) -> Option<MonotonicNs> {
+    let marks = &claim.log.timings;
+    marks.time_to_first_upstream_rx_byte.or_else(|| marks.extent()).map(|m| claim.start.offset(m))
 }
 
 fn instant(role: Role, claim: &Claim<'_>) -> Option<MonotonicNs> {

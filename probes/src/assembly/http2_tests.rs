@@ -305,7 +305,7 @@ impl Probe {
                     }
                     let len = u64::from(u32::from_be_bytes([0, header[0], header[1], header[2]]));
                     self.rest = match header[3] {
-                        1 | 5 | 9 => len.min(4096),
+                        1 | 5 | 9 => len.min(16_384),
                         3 | 4 | 7 | 8 => len.min(64),
                         _ => 0,
                     };

@@ -117,6 +117,8 @@ pub(crate) struct Follower {
     open: BTreeMap<u32, Http2Stream>,
     /// Streams were given up, or began before the span: frames of streams that are not known are no error.
     unknown_streams: bool,
+    /// The highest stream whose request was seen to begin; `None` if none was, as on the side that accepted.
+    newest: Option<u32>,
     held: Vec<Http2Stream>,
     /// Times that bytes on a connection that was HTTP/2 were none.
     pub(crate) garbage: u64,
@@ -133,6 +135,7 @@ impl Follower {
             block: None,
             open: BTreeMap::new(),
             unknown_streams: true,
+            newest: None,
             held: Vec::new(),
             garbage: 0,
         }
@@ -276,7 +279,7 @@ impl Follower {
         let began = self.partial.take().filter(|p| p.seq == start);
         let at = began.unwrap_or(SeqInstant { seq: start, at: begin.at });
         let kept = match kind {
-            HEADERS | PUSH_PROMISE | CONTINUATION => 4096,
+            HEADERS | PUSH_PROMISE | CONTINUATION => 16_384,
             RST_STREAM | GOAWAY => 64,
             _ => 0,
         };
@@ -369,7 +372,12 @@ impl Follower {
         if let Some(span) = self.span.as_mut().filter(|_| pseudo) {
             span.heads = span.heads.saturating_add(1);
         }
-        let is_head = !self.unknown_streams || known || pseudo || !block.end_stream;
+        // A client numbers its streams upwards (section 5.1.1): what comes after one that is known to have begun, begins.
+        let newer = self.newest.is_some_and(|newest| newest < block.stream);
+        let is_head = !self.unknown_streams || known || pseudo || newer || !block.end_stream;
+        if fields.method.is_some() {
+            self.newest = self.newest.max(Some(block.stream));
+        }
         let (start, end) = (block.start, frame.range.end);
         let row = self.row(block.stream, frame);
         if !known {
@@ -456,6 +464,7 @@ impl Follower {
     fn end_span(&mut self, why: Http2Gap, out: &mut Vec<Http2Stream>) {
         self.frame = None;
         self.partial = None;
+        self.newest = None;
         self.block = None;
         self.decoder.forget();
         let Some(span) = self.span.take() else { return };
