@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+//
 // Follows HTTP/2 frames (RFC 9113, section 4.1) through what a socket sends, from one send call to the next, over all
 // buffers of a vector: of each frame the header is kept, and as much of the payload as user space reads.
 //
