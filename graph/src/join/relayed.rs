@@ -349,3 +349,6 @@ fn sent_between(stream: &Stream, from: MonotonicNs, until: MonotonicNs) -> Optio
     let end = stream.first_send_from(start, high, after).unwrap_or(high);
     (start < end).then_some((start, end))
 }
+
+#[cfg(test)]
+mod tests;
