@@ -441,6 +441,61 @@ fn connections_that_were_open_before_are_found() {
     });
 }
 
+/// Sends and reads by way of a ring that the kernel works through.
+#[test]
+fn io_uring_is_seen_like_system_calls() {
+    if !privileged("io_uring_is_seen_like_system_calls") {
+        return;
+    }
+    let mut ring = match io_uring::IoUring::new(8) {
+        Ok(ring) => ring,
+        Err(error) => {
+            println!("io_uring_is_seen_like_system_calls: not tried, this kernel has no io_uring for us: {error}");
+            return;
+        }
+    };
+    let mut run = |entry: io_uring::squeue::Entry| -> i32 {
+        // SAFETY: the buffer of each entry outlives the call below, which waits until the kernel is done with it.
+        unsafe { ring.submission().push(&entry).expect("there is room") };
+        ring.submit_and_wait(1).expect("submitted");
+        ring.completion().next().expect("one is complete").result()
+    };
+    in_new_netns(|netns| {
+        let mut recording = Recording::start(&config(), &[netns]);
+        let (client, server) = connection("127.0.0.1:0");
+        let (c, s) = (cookie(&client), cookie(&server));
+        let descriptor = |socket: &TcpStream| io_uring::types::Fd(socket.as_raw_fd());
+        for _ in 0..10 {
+            let mut buffer = [0; 512];
+            let send = io_uring::opcode::Send::new(descriptor(&client), REQUEST.as_ptr(), REQUEST.len() as u32);
+            assert_eq!(run(send.build()), REQUEST.len() as i32);
+            let recv = io_uring::opcode::Recv::new(descriptor(&server), buffer.as_mut_ptr(), buffer.len() as u32);
+            assert_eq!(run(recv.build()), REQUEST.len() as i32);
+            assert_eq!(&buffer[..REQUEST.len()], REQUEST);
+        }
+        // A read that waits: the kernel finishes it when the bytes come, which a worker of the ring may do.
+        let mut buffer = [0; 512];
+        let writer = client.try_clone().expect("a duplicate");
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                (&writer).write_all(REQUEST).expect("written");
+            });
+            let recv = io_uring::opcode::Recv::new(descriptor(&server), buffer.as_mut_ptr(), buffer.len() as u32);
+            assert_eq!(run(recv.build()), REQUEST.len() as i32);
+        });
+        drop((client, server));
+        closed(&mut recording, &[c, s]);
+        let (_, all) = recording.finish();
+        let (sent, read) = (all.total(c).write, all.total(s).read);
+        assert_eq!((sent.calls, sent.bytes), (11, 11 * REQUEST.len() as u64));
+        assert_eq!((read.calls, read.bytes), (11, 11 * REQUEST.len() as u64));
+        assert_eq!(sent.duration.expect("writes are timed").count(), 11);
+        assert_eq!(all.sockets[&c].owner.map(|t| t.0), Some(std::process::id()));
+        assert!(matches!(all.of(c, Direction::Egress)[0].content, meshdiff_model::Content::Http1Request { .. }));
+    });
+}
+
 impl Recorded {
     /// All windows of a socket.
     fn total(&self, me: SocketCookie) -> meshdiff_model::SocketMetrics {
