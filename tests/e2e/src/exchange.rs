@@ -53,6 +53,8 @@ pub struct Exchanges {
     pub cases: BTreeMap<String, Case>,
     /// Lines without an exchange. There must be none.
     pub unknown: Vec<String>,
+    /// Lines that name no request at all, and are not full: a sidecar's log of what it could not read.
+    pub nameless: usize,
 }
 
 /// Judges the lines of a recording of `meshdiff-lab drive`.
@@ -70,6 +72,10 @@ pub fn judge_exchanges(requests: &[Request], truth: &Truth) -> Exchanges {
         let by_its_id = || by_id.get(&without_sampling(request.request_id.as_deref()?)).copied();
         // A request that the sidecar refused never got as far as having its id read.
         let Some(sent) = by_its_id().or_else(|| clients().find(|sent| is_at(request, sent))) else {
+            if request.path.is_none() && !request.coverage.full {
+                result.nameless += 1;
+                continue;
+            }
             result.unknown.push(format!("{} {} {:?}", request.id, request.hop(), request.path));
             continue;
         };
@@ -241,7 +247,7 @@ mod tests {
         assert_eq!(judged(&[line(id, "10.0.0.1:1001", 105)]).wrong.len(), 1, "another connection");
         assert_eq!(judged(&[line(id, "10.0.0.1:1000", 105), line(id, "10.0.0.1:1000", 105)]).doubled.len(), 1);
         let unknown = judge_exchanges(&[line("x", "10.0.0.1:1000", 150)], &truth);
-        assert_eq!(unknown.unknown.len(), 1);
+        assert_eq!((unknown.unknown.len(), unknown.nameless), (1, 0), "a full line is of something");
         let by_place = judge_exchanges(&[line("x", "10.0.0.1:1000", 205)], &truth);
         assert_eq!(by_place.cases["http2-get"].pairs, [(0, Nonce(2))]);
     }

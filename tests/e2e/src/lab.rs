@@ -86,10 +86,18 @@ impl Lab {
     /// # Panics
     /// If an exchange did not end as its case wants it.
     pub fn drive(&self, arguments: &[&str]) -> Value {
+        self.drive_into(".", arguments)
+    }
+
+    /// The same with a folder of its own for the log, so that several can run at once.
+    ///
+    /// # Panics
+    /// As [`drive`](Self::drive).
+    pub fn drive_into(&self, folder: &str, arguments: &[&str]) -> Value {
         let output = Command::new(binary("meshdiff-lab"))
             .args(["drive", "--name", &self.name])
             .arg("--out")
-            .arg(self.load.path())
+            .arg(self.load.path().join(folder))
             .args(arguments)
             .stderr(Stdio::inherit())
             .output()
@@ -97,6 +105,13 @@ impl Lab {
         let report = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "the cases themselves failed: {report}");
         serde_json::from_str(&report).expect("the report is JSON")
+    }
+
+    /// Whether an exchange of that case has reached the server.
+    #[must_use]
+    pub fn has_arrived(&self, case: &str) -> bool {
+        let log = std::fs::read_to_string(self.logs.path().join("echo-v1.app.ndjson")).unwrap_or_default();
+        log.contains(&format!("\"case\":\"{case}\""))
     }
 
     /// The inode numbers of the pods' network namespaces.
@@ -117,8 +132,11 @@ impl Lab {
 
     /// The folders with everything that the lab wrote down.
     #[must_use]
-    pub fn log_folders(&self) -> [PathBuf; 2] {
-        [self.logs.path().to_owned(), self.load.path().to_owned()]
+    pub fn log_folders(&self) -> Vec<PathBuf> {
+        let mut folders = vec![self.logs.path().to_owned(), self.load.path().to_owned()];
+        let inner = std::fs::read_dir(self.load.path()).into_iter().flatten().flatten();
+        folders.extend(inner.map(|entry| entry.path()).filter(|path| path.is_dir()));
+        folders
     }
 
     /// Takes the lab down, which makes its applications flush their logs, and reads what really happened.

@@ -17,7 +17,7 @@ use crate::hop::{Bytes, Caller, Context};
 use crate::logbook::Logbook;
 use crate::network::{self, FABRIC};
 use crate::process::{Launch, Process, Role, launch, terminate};
-use crate::protocols::cases::{CASES, Place};
+use crate::protocols::cases::{self, Place};
 use crate::protocols::drive;
 use crate::settings::{LabName, NetDelay, Settings};
 use crate::state::{Lock, Phase, State, StateDir};
@@ -399,7 +399,7 @@ fn first_exchanges(settings: &Settings, topology: &Topology) -> Result<(), LabEr
     let deadline = MonotonicNs::now().plus(ready::DEADLINE);
     netns::within(&settings.name.namespace(LOADGEN), || {
         let mut tried = Vec::new();
-        for case in CASES.iter().filter(|case| settings.workloads.contains(&case.workload)) {
+        for case in cases::all().filter(|case| settings.workloads.contains(&case.workload)) {
             if tried.contains(&case.workload) {
                 continue;
             }

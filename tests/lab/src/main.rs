@@ -22,7 +22,7 @@ use meshdiff_lab::hop::{Bytes, Caller};
 use meshdiff_lab::lifecycle::{self, Raised};
 use meshdiff_lab::load::{self, Pace, Plan};
 use meshdiff_lab::logbook::Logbook;
-use meshdiff_lab::protocols::cases::{CASES, Place};
+use meshdiff_lab::protocols::cases::{self, Place};
 use meshdiff_lab::protocols::drive::{Bounds, chosen};
 use meshdiff_lab::protocols::server::{Listening, Shared};
 use meshdiff_lab::settings::Settings;
@@ -209,7 +209,7 @@ fn stop_on(ending: Ending) -> Arc<AtomicBool> {
 
 fn drive(args: DriveArgs) -> Result<u8> {
     if args.list {
-        for case in CASES {
+        for case in cases::all() {
             println!("{:<28} {:<10} {}", case.name, case.workload.name(), case.about);
         }
         return Ok(0);
@@ -217,7 +217,7 @@ fn drive(args: DriveArgs) -> Result<u8> {
     let ending = Ending::block()?;
     let name = &args.name.name;
     let state = lifecycle::state(name)?;
-    let cases = chosen(&args.cases, &state.settings.workloads).map_err(anyhow::Error::msg)?;
+    let wanted = chosen(&args.cases, &state.settings.workloads).map_err(anyhow::Error::msg)?;
     let Some(place) = Place::of(&Topology::of(&state.settings)) else {
         bail!(
             "the lab `{name}` runs Bookinfo only: bring it up with --workloads, such as --workloads bodies,http2,grpc"
@@ -230,7 +230,7 @@ fn drive(args: DriveArgs) -> Result<u8> {
     let log = Logbook::open(&logs.join("drive.ndjson")).context("the log cannot be opened")?;
     let reports = netns::within(&name.namespace(LOADGEN), || {
         meshdiff_lab::clock::tighten_timers();
-        meshdiff_lab::protocols::drive::drive(&cases, bounds, &place, &log, &stop)
+        meshdiff_lab::protocols::drive::drive(&wanted, bounds, &place, &log, &stop)
     })?;
     // The other end's log is complete a moment later; whoever reads it next should find it so.
     lifecycle::settle();

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use meshdiff_lab::netns;
-use meshdiff_lab::truth::{Side, Truth};
+use meshdiff_lab::truth::{Role, Side, Truth};
 use serde_json::Value;
 
 /// Whether to run. Without root it fails, unless it was left out on purpose: a test that passes silently proves nothing.
@@ -176,6 +176,47 @@ fn sidecars_speak_tls_only_and_istios_names() {
         assert!(config.contains(name), "{name}");
     }
     assert_eq!(status["congestionControl"], "cubic");
+}
+
+#[test]
+fn every_protocol_passes_the_sidecars_and_both_ends_write_it_down() {
+    if !privileged() {
+        return;
+    }
+    const ALL: &str = "bodies,websocket,http2,grpc,tcp,tls";
+    for mtls in [&[][..], &["--no-mtls"]] {
+        let lab = Lab::up("proto", &[&["--workloads", ALL], mtls].concat());
+        let report = succeed(&["drive", "--name", &lab.0, "--rounds", "1"]);
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let cases = report["cases"].as_array().unwrap();
+        assert!(cases.len() > 30, "{report}");
+        for case in cases {
+            assert_eq!(case["ok"], case["exchanges"], "{case}");
+        }
+        let truth = lab.truth();
+        assert_eq!(truth.unreadable_lines(), 0);
+        let clients = || truth.exchanges().iter().filter(|exchange| exchange.role == Role::Client);
+        assert!(clients().count() > 150);
+        for sent in clients() {
+            // What the sidecar refuses itself never arrives.
+            if ["http10-refused", "http2-garbage"].contains(&sent.case.as_str()) {
+                assert!(truth.exchange(sent.nonce, Role::Server).is_none());
+                continue;
+            }
+            let served = truth.exchange(sent.nonce, Role::Server).unwrap_or_else(|| panic!("nobody served {sent:?}"));
+            assert_eq!((&served.case, served.protocol), (&sent.case, sent.protocol));
+            assert_eq!(served.remote.ip().to_string(), "127.0.0.6", "the application is asked by its own sidecar");
+            let (asked, arrived) = (sent.request.first.unwrap(), served.request.first.unwrap());
+            assert!(asked.before < arrived.after, "{sent:?} {served:?}");
+            if let (Some(left), Some(came)) = (served.response.last, sent.response.last) {
+                assert!(left.before < came.after, "{sent:?} {served:?}");
+            }
+        }
+        let stat = lab.stat("echo-v1", "inbound.8003...upstream_cx_http2_total");
+        assert!(stat.values().any(|&n| n > 0), "gRPC reaches the application as HTTP/2: {stat:?}");
+        succeed(&["down", "--name", &lab.0]);
+        assert_eq!(lab.traces(), Vec::<String>::new());
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use super::http1::client::{To, dial};
 use super::http1::{Duplex, PIECE, leg};
@@ -161,6 +162,18 @@ pub fn greeting(to: &To, case: &str) -> ExchangeRecord {
         while wire.receive(PIECE)? {}
         if wire.pending() != FAREWELL { Err(io::Error::other("another farewell than the lab's")) } else { Ok(()) }
     })
+}
+
+/// Sends bytes that are no protocol, hears what the sidecar has to say, and closes (Envoy itself would wait a second).
+pub fn garbage(to: &To, case: &str, bytes: &[u8]) -> ExchangeRecord {
+    let mut record = converse(to, case, |wire, _| {
+        wire.send(bytes)?;
+        wire.stream().set_read_timeout(Some(Duration::from_millis(50)))?;
+        while wire.receive(PIECE).unwrap_or(false) {}
+        Ok(())
+    });
+    record.protocol = Protocol::Http2;
+    record
 }
 
 fn introduction(record: &ExchangeRecord, size: usize) -> Vec<u8> {
