@@ -8,9 +8,9 @@ use std::borrow::Cow;
 pub(super) struct Way<'a> {
     links: Vec<Cow<'a, Flow>>,
     hindrances: Vec<Hindrances>,
-    /// Bytes at the message's end that are the same on the first and on the last link: its body, where the proxies hand it through
-    /// as it is. `None` if it is encoded anew on the way (chunks, frames), so that positions on different links do not compare.
-    payload: Option<u64>,
+    /// Bytes of the head on the first and on the last link, where the proxies hand the body behind it through as it is. `None` if it
+    /// is encoded anew on the way (chunks, frames), so that positions on different links do not compare.
+    heads: Option<[u64; 2]>,
     /// False if the instants of different links cannot be compared.
     one_clock: bool,
 }
@@ -19,7 +19,7 @@ impl<'a> Way<'a> {
     /// The request's way, as far as it went.
     pub(super) fn of_request(hop: &'a JoinedHop) -> Self {
         let links = links(hop).iter().map(|&l| (hop.request_on(l), hop.flows.request[l as usize].as_deref()));
-        let logged = [&hop.client_log, &hop.server_log].map(|l| l.as_ref().map(|l| l.request_body_bytes));
+        let logged = [&hop.server_log, &hop.client_log].map(|l| l.as_ref().map(|l| l.request_body_bytes));
         Self::new(links.collect(), logged, one_clock(hop))
     }
 
@@ -36,8 +36,8 @@ impl<'a> Way<'a> {
             .map(|(crossing, flow)| flow.map_or_else(|| Cow::Owned(Flow::of(crossing)), Cow::Borrowed))
             .collect();
         let hindrances = links.iter().map(|flow| Hindrances::of(flow)).collect();
-        let payload = payload(&links, logged);
-        Self { links, hindrances, payload, one_clock }
+        let heads = heads(&links, logged);
+        Self { links, hindrances, heads, one_clock }
     }
 
     fn first(&self) -> &Flow {
@@ -86,14 +86,11 @@ impl<'a> Way<'a> {
         if sent.0 >= all_sent && arrived.1 < all_arrived {
             return Some(true);
         }
-        match self.payload {
+        match self.heads {
             // Only what lies beyond both heads compares.
-            Some(payload) => {
-                let of = |(low, high): (u64, u64), all: u64| {
-                    let head = all.saturating_sub(payload);
-                    (low.saturating_sub(head).min(payload), high.saturating_sub(head).min(payload))
-                };
-                more(of(sent, all_sent), of(arrived, all_arrived))
+            Some([first, last]) => {
+                let body = |(low, high): (u64, u64), head: u64| (low.saturating_sub(head), high.saturating_sub(head));
+                more(body(sent, first), body(arrived, last))
             }
             None => self.moves_on(at),
         }
@@ -179,18 +176,21 @@ fn holds(from: &Flow, to: &Flow, at: MonotonicNs) -> Option<bool> {
     Some(read_last || sends_next)
 }
 
-/// How many bytes at their ends two links have in common: the body, where it has the same size on both or the size that the
-/// proxies' logs give it.
-fn payload(links: &[Cow<'_, Flow>], logged: [Option<u64>; 2]) -> Option<u64> {
-    let body = |flow: &Flow| flow.head.map(|head| flow.bytes - head.min(flow.bytes));
+/// The heads on the first and on the last link, if what follows them is the same: a body of the same size on both; of the
+/// size that the proxies' logs give it, where one head is not known; or one that was cut short, but was on its last link as long as the
+/// log of the proxy there says, so that it is not in chunks.
+fn heads(links: &[Cow<'_, Flow>], logged: [Option<u64>; 2]) -> Option<[u64; 2]> {
     let (first, last) = (&links[0], &links[links.len() - 1]);
-    match (body(first), body(last)) {
-        (Some(a), Some(b)) => (a == b).then_some(a),
-        (Some(body), None) | (None, Some(body)) => {
-            let agree = logged.iter().flatten().all(|l| *l == body) && logged.iter().any(Option::is_some);
-            (agree && body <= first.bytes.min(last.bytes)).then_some(body)
+    let body = |flow: &Flow, head: u64| flow.bytes.saturating_sub(head);
+    let agree = |body: u64| logged.iter().flatten().all(|l| *l == body) && logged.iter().any(Option::is_some);
+    match (first.head, last.head) {
+        (Some(a), Some(b)) => {
+            let (sent, arrived) = (body(first, a), body(last, b));
+            (sent == arrived || (arrived < sent && logged[0] == Some(arrived))).then_some([a, b])
         }
-        (None, None) => None,
+        (Some(a), None) if agree(body(first, a)) => Some([a, last.bytes.checked_sub(body(first, a))?]),
+        (None, Some(b)) if agree(body(last, b)) => Some([first.bytes.checked_sub(body(last, b))?, b]),
+        _ => None,
     }
 }
 
