@@ -250,7 +250,7 @@ pub(crate) fn lines(
 /// What orders lines: nothing of it but names, so that two recordings of one mesh are in the same order.
 fn key(l: &LineSummary) -> impl Ord + use<> {
     let end = |e: &LineEnd| (e.namespace.clone(), e.pod.clone(), e.role, e.process.clone(), e.address.clone());
-    (end(&l.client), end(&l.server), l.protocol, l.tls)
+    (end(&l.client), end(&l.server), l.link, l.protocol, l.tls)
 }
 
 struct Windows<'a> {

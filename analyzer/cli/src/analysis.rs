@@ -46,10 +46,19 @@ fn known(workload: Workload) -> Option<Workload> {
     (workload.source != WorkloadSource::Unknown).then_some(workload)
 }
 
+/// What a capture must hold to be worth an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A request.
+    Requests,
+    /// A request, or a connection: of traffic without HTTP a report still has the process topology.
+    RequestsOrLines,
+}
+
 /// Reads the capture that was asked for and attributes its requests.
 ///
-/// Fails if there is none, if it holds no request, or none in the namespace or time that was asked for.
-pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
+/// Fails if there is none, if it does not hold what is needed, or no request in the namespace or time that was asked for.
+pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure> {
     let Some(path) = args.capture.clone() else {
         return Err(Failure::Usage(
             "give the capture with --capture DIR (make one with `meshdiff record --output DIR`); reading from the agents of a cluster \
@@ -86,8 +95,13 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
             "{n} TCP connections that the sidecars logged are in the capture; only HTTP requests are split"
         )),
     }
+    let lines_will_do = need == Need::RequestsOrLines && mesh.topology.lines().next().is_some();
     if all.is_empty() {
-        return Err(Failure::TooLittleData(empty(&path, &data)));
+        let why = empty(&path, &data);
+        if !lines_will_do {
+            return Err(Failure::TooLittleData(why));
+        }
+        notes.push(why);
     }
     let end_wall = data.meta.clock.to_wall(end).unwrap_or(data.meta.start.wall);
     let since =
@@ -95,7 +109,7 @@ pub(crate) fn analyse(args: &SourceArgs) -> Result<Analysis, Failure> {
     let namespaces = namespaces(&all);
     let total = all.len();
     let requests = select(all, args.namespace.as_deref(), since);
-    if requests.is_empty() {
+    if requests.is_empty() && total > 0 {
         let text = match &args.namespace {
             Some(ns) if !namespaces.contains(ns) => format!(
                 "no request in {} has an end in the namespace {ns:?}; its {total} requests are in: {}",

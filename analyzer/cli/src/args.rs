@@ -124,7 +124,7 @@ pub(crate) struct ReportArgs {
     /// File to write to instead of stdout
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
-    /// With --format table: every quantile, segment, detail and connection
+    /// With --format table: every quantile, segment and detail, and what both sides of every connection measured
     #[arg(short, long)]
     pub(crate) wide: bool,
 }

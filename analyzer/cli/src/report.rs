@@ -1,6 +1,6 @@
 //! `report` and `requests`: from a capture to text.
 
-use crate::analysis::{Analysis, analyse};
+use crate::analysis::{Analysis, Need, analyse};
 use crate::args::{Format, ReportArgs, RequestsArgs};
 use crate::exit::Failure;
 use anyhow::Context;
@@ -15,7 +15,7 @@ use std::path::Path;
 /// `meshdiff report`.
 pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
     let format = format_of(args)?;
-    let analysis = analyse(&args.source)?;
+    let analysis = analyse(&args.source, Need::RequestsOrLines)?;
     let meta = meta(&analysis);
     let input = ReportInput {
         window: analysis.window,
@@ -58,7 +58,7 @@ pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
 
 /// `meshdiff requests`.
 pub(crate) fn requests(args: &RequestsArgs) -> Result<(), Failure> {
-    let analysis = analyse(&args.source)?;
+    let analysis = analyse(&args.source, Need::Requests)?;
     for note in &analysis.notes {
         eprintln!("meshdiff: note: {note}");
     }

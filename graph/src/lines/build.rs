@@ -3,11 +3,11 @@
 use super::logs::Logs;
 use super::places::{PlaceKey, PodKey, Whereabouts, life};
 use super::protocol::{LineProtocol, Seen, frames};
-use super::{Line, Outside, Place, PodPlace, Program, Tie, Topology};
+use super::{Line, Outside, Place, PodPlace, Program, ProgramRole, Tie, Topology};
 use crate::Directory;
 use crate::connection::{Connection, Endpoint, is_redirected};
 use crate::join::HopInput;
-use meshdiff_model::{NetnsId, Process, SocketCookie, Tgid, TlsInfo, Workload};
+use meshdiff_model::{Link, NetnsId, Process, SocketCookie, Tgid, TlsInfo, Workload};
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ type Services = BTreeMap<(IpAddr, Option<u16>), BTreeSet<(String, Option<String>
 /// Two places, and the port that the second one listens on.
 type ServiceKey = (PlaceKey, PlaceKey, Option<u16>);
 /// Which line a connection is part of.
-type LineKey = (PlaceKey, PlaceKey, LineProtocol, Option<bool>);
+type LineKey = (PlaceKey, PlaceKey, Option<Link>, LineProtocol, Option<bool>);
 
 /// One connection, on its way to its line.
 struct Placed<'a> {
@@ -28,6 +28,7 @@ struct Placed<'a> {
     tls: Option<bool>,
     tls_said: Option<TlsInfo>,
     known_by: super::PeerKnownBy,
+    link: Option<Link>,
     /// The port that the accepting end listens on.
     port: Option<u16>,
 }
@@ -70,9 +71,8 @@ pub(crate) fn build(
             let service = log.and_then(|l| directory.service_of_cluster(l.upstream_cluster.as_deref()?));
             services.entry((*ip, *port)).or_default().extend(service);
         }
-        let line = lines.entry((p.client, p.server, protocol, tls)).or_default();
-        (line.protocol, line.tls) = (protocol, tls);
-        line.link = if line.connections == 0 || line.link == c.link { c.link } else { None };
+        let line = lines.entry((p.client, p.server, p.link, protocol, tls)).or_default();
+        (line.link, line.protocol, line.tls) = (p.link, protocol, tls);
         line.connections += 1;
         *line.known_by.entry(p.known_by).or_default() += 1;
         for (side, end) in [(&mut line.client, c.client), (&mut line.server, c.server)] {
@@ -111,8 +111,20 @@ fn place<'a>(
     let log = logs.spoken(connection.client_address(endpoints), connection.seen(endpoints));
     let tls_said = tls_said(connection, endpoints);
     let (protocol, tls) = Seen::of(connection, endpoints, tls_said.as_ref(), frames).decide(log);
-    let port = destination(connection, endpoints).map(|to| to.port());
-    Some(Placed { connection, client, server, protocol, tls, tls_said, known_by, port })
+    let to = destination(connection, endpoints);
+    let link = connection.link.or_else(|| link(&client, &server, to?.ip()));
+    Some(Placed { connection, client, server, protocol, tls, tls_said, known_by, link, port: to.map(|to| to.port()) })
+}
+
+/// Which part of a request's way a connection is whose accepting end, which would tell, was not seen.
+fn link(client: &PlaceKey, server: &PlaceKey, to: IpAddr) -> Option<Link> {
+    let (PlaceKey::Program(from, client), PlaceKey::Program(at, server)) = (client, server) else { return None };
+    match (client.role, server.role) {
+        _ if to.is_loopback() => None,
+        (ProgramRole::Sidecar, ProgramRole::Sidecar) if from != at => Some(Link::Network),
+        (ProgramRole::Application, ProgramRole::Sidecar) if from == at => Some(Link::ClientLoopback),
+        _ => None,
+    }
 }
 
 fn tls_said(connection: &Connection, endpoints: &[Endpoint]) -> Option<TlsInfo> {
@@ -155,7 +167,7 @@ struct Graph<'a> {
 
 impl Graph<'_> {
     fn of(mut self, lines: BTreeMap<LineKey, Line>) -> Topology {
-        for ((client, server, _, _), mut line) in lines {
+        for ((client, server, _, _, _), mut line) in lines {
             line.client.sockets.sort_unstable();
             line.server.sockets.sort_unstable();
             let (from, to) = (self.node(client), self.node(server));

@@ -105,7 +105,7 @@ pub enum Tie {
     Line(Box<Line>),
 }
 
-/// All connections from one program to another that speak one protocol.
+/// All connections from one program to another that speak one protocol and serve one purpose.
 #[derive(Clone, Debug, Default)]
 pub struct Line {
     /// What is spoken.
@@ -114,7 +114,7 @@ pub struct Line {
     pub tls: Option<bool>,
     /// What its ends said of TLS in the clear.
     pub tls_said: TlsTally,
-    /// Which part of a request's way it is; `None` for other traffic, or where it is several.
+    /// Which part of a request's way it is; `None` for other traffic (which between the same programs is another line).
     pub link: Option<Link>,
     /// Its connections.
     pub connections: u64,

@@ -119,3 +119,44 @@ fn namespaces_and_time_restrict_the_report() {
     let late = number(&report(&["--since", "3s"])["coverage"]["requests"]);
     assert!(0 < late && late < all, "{late} of {all}");
 }
+
+#[test]
+fn the_lines_of_an_old_capture_say_what_they_lack() {
+    let all = report(&[]);
+    let connections = all["connections"].as_array().expect("a list");
+    assert!(connections.len() > 30, "both sides of every line: {}", connections.len());
+    let missing = all["coverage"]["metricsMissing"].as_object().expect("a map");
+    for metric in ["write.executionTime", "read.executionTime", "retransmit", "drop", "close.resets", "windows"] {
+        assert!(missing[metric].as_str().is_some_and(|why| why.contains("not in this capture")), "{metric}");
+    }
+    for c in connections {
+        let metrics = &c["metrics"];
+        assert!(metrics.get("retransmit").is_none() && metrics.get("drop").is_none(), "not measured is absent: {c}");
+        assert!(metrics["write"].get("executionTime").is_none() && c["windows"].as_array().is_some_and(Vec::is_empty));
+        assert!(number(&metrics["write"]["bytes"]) > 0, "what its messages tell is there: {c}");
+    }
+    // REDIRECTed connections lead to the program at their other end, and both views of a line agree.
+    let of = |workload: &str, role: &str, side: &str, peer: &str, link: &str| {
+        let found = connections.iter().filter(|c| {
+            c["workload"] == workload
+                && c["role"] == role
+                && c["side"] == side
+                && c["peerEnd"]["workload"] == peer
+                && c["link"] == link
+        });
+        let found: Vec<&Value> = found.collect();
+        assert_eq!(found.len(), 1, "{workload} {role} {side} {peer}: {found:#?}");
+        found[0]
+    };
+    let client = of("productpage-v1", "sidecar", "client", "details-v1", "network");
+    let server = of("details-v1", "sidecar", "server", "productpage-v1", "network");
+    assert_eq!((&client["line"], &client["peerKnownBy"]), (&server["line"], &Value::from("matched")));
+    assert_eq!((&client["protocol"], &client["tls"]["used"]), (&Value::from("http/1.1"), &Value::from(true)));
+    assert_eq!(client["metrics"]["write"]["bytes"], server["metrics"]["read"]["bytes"]);
+    let application = of("details-v1", "application", "server", "details-v1", "serverLoopback");
+    assert_eq!(application["peerEnd"]["role"], "sidecar");
+    // Nobody of another namespace has a line here.
+    assert_eq!(report(&["--namespace", "default"])["connections"], all["connections"]);
+    let wide = output(&["report", "--wide", "--format", "table"]);
+    assert!(wide.contains("waited p50") && wide.contains("recorded before there were any"), "{wide}");
+}
