@@ -78,6 +78,9 @@ fn say_told(told: &Told) {
     for refusal in &told.refused {
         say(&format!("refused {}", refusal.replace('\n', " / ")));
     }
+    for missing in &told.unmeasured {
+        say(&format!("unmeasured {}", missing.replace('\n', " / ")));
+    }
     for line in told.log.lines() {
         say(&format!("log {line}"));
     }

@@ -22,6 +22,8 @@ pub struct Told {
     pub tier: ProbeTier,
     /// Better kinds that the kernel refused: one line each.
     pub refused: Vec<String>,
+    /// What is not measured, and why: one line each.
+    pub unmeasured: Vec<String>,
     /// The conversations, in lines. The same on every kernel.
     pub log: String,
 }
@@ -48,7 +50,9 @@ pub fn tell(tier: Option<ProbeTier>) -> Result<Told, ProbeError> {
     assert_eq!((counters.lost, counters.untracked, counters.undecodable), (0, 0, 0), "{counters:?}");
     assert_eq!(counters.emitted, counters.consumed, "{counters:?}");
     let refused = probes.refused().iter().map(|(tier, error)| format!("{}: {error}", tier.as_str())).collect();
-    Ok(Told { tier: probes.tier(), refused, log: normalise(&conversations, &events, netns) })
+    let unmeasured =
+        probes.unmeasured().iter().map(|(metric, error)| format!("{}: {error}", metric.as_str())).collect();
+    Ok(Told { tier: probes.tier(), refused, unmeasured, log: normalise(&conversations, &events, netns) })
 }
 
 #[derive(Clone, Debug)]

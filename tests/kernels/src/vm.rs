@@ -34,6 +34,8 @@ pub struct Run {
     pub tier: String,
     /// Refusals of better tiers, and the error if no tier worked.
     pub refused: Vec<String>,
+    /// What is not measured, and why.
+    pub unmeasured: Vec<String>,
     /// The conversations.
     pub log: String,
     /// What was seen of many connections.
@@ -143,6 +145,7 @@ impl Run {
         match (what, &words[..]) {
             ("tier", _) => self.tier = rest.to_owned(),
             ("refused" | "error", _) => self.refused.push(rest.to_owned()),
+            ("unmeasured", _) => self.unmeasured.push(rest.to_owned()),
             ("log", _) => {
                 self.log.push_str(rest);
                 self.log.push('\n');

@@ -138,6 +138,7 @@ impl Report {
         assert_eq!(run.tier, tier, "{run:?}");
         let as_expected = |(said, begins): (&String, &&str)| said.starts_with(*begins);
         assert!(run.refused.len() == refused.len() && run.refused.iter().zip(refused).all(as_expected), "{run:?}");
+        assert!(tier != "fentry" || run.unmeasured.is_empty(), "fentry measures everything: {:?}", run.unmeasured);
         compare(&run.log, expected, &format!("Linux {} ({tier})", self.0.kernel));
     }
 
