@@ -395,3 +395,87 @@ impl LineSummary {
 
 /// Length of a window.
 pub const WINDOW: DurationNs = SocketMetrics::WINDOW;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meshdiff_graph::lines::{Outside, PodPlace, Program, SideMetrics, Tie};
+    use meshdiff_model::{ClockSample, MonotonicNs, NetnsId, SocketCookie, Workload};
+
+    /// A program in a pod of a namespace.
+    fn program(t: &mut Topology, namespace: &str) -> NodeIndex {
+        let workload = Workload {
+            namespace: Some(namespace.into()),
+            workload: Some("app".into()),
+            pod: Some(format!("app-of-{namespace}")),
+            ..Workload::unknown()
+        };
+        let pod = t.graph.add_node(Place::Pod(PodPlace { netns: Some(NetnsId(1)), workload }));
+        let program = Program { role: ProgramRole::Application, name: Some("java".into()), processes: BTreeSet::new() };
+        let program = t.graph.add_node(Place::Program(program));
+        t.graph.add_edge(pod, program, Tie::Holds);
+        program
+    }
+
+    /// Lines shop → bank, shop → outside, bank → outside; each client wrote 7 bytes in the window from 10 s on and 5 in the one after
+    /// the next.
+    fn topology() -> Topology {
+        let mut t = Topology::default();
+        let (shop, bank) = (program(&mut t, "shop"), program(&mut t, "bank"));
+        let address = "192.0.2.1".parse().expect("an address");
+        let outside = t.graph.add_node(Place::Outside(Outside { address, port: Some(443), service: None }));
+        for (from, to) in [(bank, outside), (shop, outside), (shop, bank)] {
+            let of = |bytes| {
+                let write = IoMetrics { calls: 1, bytes, ..IoMetrics::default() };
+                Measured { write, retransmits: 1, ..Measured::default() }
+            };
+            let mut metrics = SideMetrics { total: of(7), windows: BTreeMap::new() };
+            metrics.total.merge(&of(5));
+            metrics.windows.insert(MonotonicNs(10_000_000_000), of(7));
+            metrics.windows.insert(MonotonicNs(30_000_000_000), of(5));
+            let client = LineSide { sockets: vec![SocketCookie(1)], metrics, ..LineSide::default() };
+            let line = Line { client, connections: 1, ..Line::default() };
+            t.graph.add_edge(from, to, Tie::Line(Box::new(line)));
+        }
+        t
+    }
+
+    fn clock() -> ClockAnchor {
+        ClockAnchor::new(vec![ClockSample { monotonic: MonotonicNs(0), wall: WallTime(1_000) }])
+    }
+
+    fn ends(list: &[LineSummary]) -> Vec<[Option<&str>; 2]> {
+        list.iter().map(|l| l.ends().map(|e| e.pod.as_deref())).collect()
+    }
+
+    #[test]
+    fn a_namespace_keeps_lines_with_either_end_in_it() {
+        let (t, missing) = (topology(), MissingMetrics::new());
+        let of = |namespace| lines(&t, namespace, &missing, &clock());
+        let (shop, bank) = (Some("app-of-shop"), Some("app-of-bank"));
+        assert_eq!(ends(&of(None)), [[bank, None], [shop, None], [shop, bank]]);
+        assert_eq!(ends(&of(Some("bank"))), [[bank, None], [shop, bank]]);
+        assert_eq!(ends(&of(Some("nobody"))), [] as [[Option<&str>; 2]; 0]);
+    }
+
+    #[test]
+    fn windows_are_at_their_time_and_add_up() {
+        let list = lines(&topology(), Some("bank"), &MissingMetrics::new(), &clock());
+        let metrics = list[0].client.metrics.as_ref().expect("the client was seen");
+        let windows: Vec<_> = metrics.windows.iter().map(|w| (w.start.0, w.offset.0 / WINDOW.0)).collect();
+        assert_eq!(windows, [(10_000_001_000, 0), (30_000_001_000, 2)]);
+        let bytes = |m: &LineMetrics| m.write.as_ref().map_or(0, |io| io.bytes);
+        assert_eq!(metrics.windows.iter().map(|w| bytes(&w.metrics)).sum::<u64>(), bytes(&metrics.total));
+        assert!(list[0].server.metrics.is_none(), "nobody saw the other end");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_absent() {
+        let missing = [Metric::Retransmit, Metric::Windows, Metric::Write].map(|m| (m, "why".to_owned())).into();
+        let list = lines(&topology(), None, &missing, &clock());
+        let metrics = list[0].client.metrics.as_ref().expect("the client was seen");
+        assert!(metrics.windows.is_empty());
+        assert_eq!((&metrics.total.retransmits, &metrics.total.write), (&None, &None));
+        assert!(metrics.total.read.is_some() && metrics.total.drops.is_some());
+    }
+}
