@@ -1,79 +1,206 @@
-//! How many entries a second one core takes: decoding alone, beside the decoder that builds prost's messages, and through the
-//! server over loopback.
+//! How many entries a second of CPU take: decoding alone, beside the decoder that builds prost's messages; and through servers over
+//! loopback, beside the receiver that tonic and prost generate.
 //!
 //! ```text
 //! cargo run -p meshdiff-als --example throughput -- [SECONDS]
 //! ```
 //!
-//! The two decoders take turns within one run, in rounds of a few milliseconds, and the medians of their rounds are
-//! compared: what else the machine does meets both. The second line of each size is the same decoder against itself, which
-//! says how far two equal medians lie apart.
+//! What is compared takes turns within one run, in rounds, and the medians of the rounds are compared: what else the machine does meets
+//! all of them. Each comparison has a control, the same against itself, which says how far two equal medians lie apart.
+//!
+//! The generated receiver decodes each message and drops it. Ours hands entries on in the model's words; with `columns` they are also
+//! written to a capture (Parquet, zstd), all on the server's one thread.
 
 use bytes::{BufMut, Bytes};
 use envoy_types::pb::envoy::data::accesslog::v3::HttpAccessLogEntry;
-use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::{
+    AccessLogService, AccessLogServiceServer,
+};
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
+use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, StreamAccessLogsResponse};
 use meshdiff_als::{AlsServer, AlsSettings, StreamDecoder};
+use meshdiff_capture::{CaptureSink, CaptureWriter, Meta, WriterOptions};
 use prost::Message;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
-use tonic::{Request, Status, transport::Endpoint};
+use tonic::transport::{Endpoint, Server, server::TcpIncoming};
+use tonic::{Request, Response, Status, Streaming};
 
-/// Recorded from a real Envoy: the identifier, then eight entries.
+/// Recorded from a real Envoy: the identifier, then its entries.
 const RECORDED: &[u8] = include_bytes!("../tests/fixtures/client-http.bin");
 
-/// The size at which Envoy flushes.
-const FLUSH_BYTES: usize = 16 << 10;
-
-const STREAMS: usize = 4;
-
-/// Entries in one message.
+/// Entries in one message, and streams of one connection.
 const BATCHES: [usize; 3] = [1, 25, 100];
+const STREAMS: [usize; 2] = [1, 64];
 
 /// How long one decoder works before it is the other's turn.
 const ROUND: Duration = Duration::from_millis(5);
+/// Rounds of each server.
+const ROUNDS: u32 = 5;
+
+/// Which receiver.
+#[derive(Clone, Copy)]
+enum Receiver {
+    Ours,
+    Columns,
+    Generated,
+}
 
 fn main() -> anyhow::Result<()> {
     let seconds = std::env::args().nth(1).map(|s| s.parse()).transpose()?.unwrap_or(3);
     let time = Duration::from_secs(seconds);
-    let message = typical_message()?;
-    let entries = StreamDecoder::new(None).decode(&message).entries.len();
-    println!("{} bytes and {entries} entries a message, {} bytes an entry", message.len(), message.len() / entries);
-
     for entries in BATCHES {
         compare(&batch(entries)?, entries, time);
     }
+    for entries in BATCHES {
+        let message = batch(entries)?;
+        for streams in STREAMS {
+            servers(&message, entries, streams, time / ROUNDS)?;
+        }
+    }
+    Ok(())
+}
 
-    // The server has one thread of its own, and so has the client.
-    let server = AlsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), AlsSettings::default())?;
-    let handle = server.handle();
-    let (uri, stats) = (format!("http://{}", handle.local_addr()), handle.clone());
-    let client = std::thread::spawn(move || one_thread()?.block_on(send(uri, message, time)));
-    let serving = std::thread::spawn(move || -> anyhow::Result<Duration> {
-        one_thread()?.block_on(async move {
-            let (sink, mut batches) = mpsc::channel(64);
-            let receiver = tokio::spawn(server.serve(sink));
-            while batches.recv().await.is_some() {}
-            receiver.await??;
-            thread_cpu_time()
-        })
-    });
-    let start = Instant::now();
-    client.join().expect("the client does not panic")?;
-    let elapsed = start.elapsed();
-    one_thread()?.block_on(handle.stop(Duration::ZERO));
-    let cpu = serving.join().expect("the server does not panic")?;
-    let stats = stats.stats();
+/// Lets the receivers take turns, and prints the medians of what an entry cost them.
+fn servers(message: &Bytes, entries: usize, streams: usize, round: Duration) -> anyhow::Result<()> {
+    let mut costs = [const { Vec::new() }; 4];
+    let mut shed = 0;
+    for _ in 0..ROUNDS {
+        for (cost, receiver) in
+            costs.iter_mut().zip([Receiver::Ours, Receiver::Generated, Receiver::Columns, Receiver::Ours])
+        {
+            let (ns, lost) = serve(receiver, message, entries, streams, round)?;
+            cost.push(ns);
+            shed += lost;
+        }
+    }
+    let [ours, generated, columns, again] = costs.map(median);
     println!(
-        "through the server: {:.0} entries/s of wall time, {:.0} a second of the server's CPU; shed {:?}",
-        stats.kept as f64 / elapsed.as_secs_f64(),
-        stats.kept as f64 / cpu.as_secs_f64(),
-        stats.shed
+        "{entries} a message, {streams} streams: {ours:.0} ns of CPU an entry ({:.2} M/s), with columns {columns:.0} ns ({:.2} M/s), generated {generated:.0} ns \
+         ({:.2} M/s): {:.2} and {:.2} times as fast; against itself {:.2}; {shed} shed",
+        1e3 / ours,
+        1e3 / columns,
+        1e3 / generated,
+        generated / ours,
+        generated / columns,
+        again / ours,
     );
     Ok(())
+}
+
+/// Nanoseconds of CPU that an entry took a receiver with a thread of its own, and the entries that it shed.
+fn serve(
+    receiver: Receiver,
+    message: &Bytes,
+    entries: usize,
+    streams: usize,
+    time: Duration,
+) -> anyhow::Result<(f64, u64)> {
+    let (listening, bound) = std::sync::mpsc::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = std::thread::spawn(move || -> anyhow::Result<(Duration, u64, u64)> {
+        one_thread()?.block_on(async move {
+            let (taken, shed) = match receiver {
+                Receiver::Generated => (generated(listening, stopped, entries as u64).await?, 0),
+                Receiver::Ours | Receiver::Columns => {
+                    let columns = matches!(receiver, Receiver::Columns);
+                    ours(listening, stopped, columns).await?
+                }
+            };
+            Ok((thread_cpu_time()?, taken, shed))
+        })
+    });
+    let uri = format!("http://{}", bound.recv()?);
+    one_thread()?.block_on(send(uri, message.clone(), streams, time))?;
+    drop(stop);
+    let (cpu, taken, shed) = serving.join().expect("the server does not panic")?;
+    Ok((cpu.as_nanos() as f64 / taken as f64, shed))
+}
+
+async fn ours(
+    listening: std::sync::mpsc::Sender<SocketAddr>,
+    stopped: oneshot::Receiver<()>,
+    columns: bool,
+) -> anyhow::Result<(u64, u64)> {
+    let server = AlsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), AlsSettings::default())?;
+    let handle = server.handle();
+    listening.send(handle.local_addr())?;
+    let (sink, mut batches) = mpsc::channel(64);
+    let receiver = tokio::spawn(server.serve(sink));
+    let folder = tempfile::tempdir()?;
+    let meta = Meta::default();
+    let mut writer = if columns {
+        Some(CaptureWriter::create(folder.path().join("capture"), &meta, WriterOptions::default())?)
+    } else {
+        None
+    };
+    let taking = async {
+        while let Some(batch) = batches.recv().await {
+            if let Some(writer) = &mut writer {
+                batch.entries.into_iter().try_for_each(|entry| writer.write_access_log(entry))?;
+            }
+        }
+        if let Some(mut writer) = writer {
+            writer.roll(&meta)?;
+        }
+        anyhow::Ok(())
+    };
+    let stopping = async {
+        drop(stopped.await);
+        handle.stop(Duration::ZERO).await
+    };
+    let (taken, stats) = tokio::join!(taking, stopping);
+    taken?;
+    receiver.await??;
+    Ok((stats.kept, stats.shed.values().sum()))
+}
+
+/// What tonic and prost make of the service's definition.
+struct Counting {
+    messages: Arc<AtomicU64>,
+}
+
+#[tonic::async_trait]
+impl AccessLogService for Counting {
+    async fn stream_access_logs(
+        &self,
+        request: Request<Streaming<StreamAccessLogsMessage>>,
+    ) -> Result<Response<StreamAccessLogsResponse>, Status> {
+        let mut stream = request.into_inner();
+        while let Some(message) = stream.message().await? {
+            if message.identifier.is_none() {
+                self.messages.fetch_add(1, Relaxed);
+            }
+            drop(std::hint::black_box(message));
+        }
+        Ok(Response::new(StreamAccessLogsResponse {}))
+    }
+}
+
+async fn generated(
+    listening: std::sync::mpsc::Sender<SocketAddr>,
+    stopped: oneshot::Receiver<()>,
+    entries: u64,
+) -> anyhow::Result<u64> {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    listening.send(listener.local_addr()?)?;
+    let messages = Arc::new(AtomicU64::new(0));
+    let service = AccessLogServiceServer::new(Counting { messages: Arc::clone(&messages) });
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    // The same windows as ours.
+    Server::builder()
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20)
+        .max_frame_size(64 << 10)
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, async move { drop(stopped.await) })
+        .await?;
+    Ok(messages.load(Relaxed) * entries)
 }
 
 fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
@@ -134,18 +261,6 @@ fn batch(entries: usize) -> anyhow::Result<Bytes> {
     with_entries(|recorded| recorded.into_iter().cycle().take(entries).collect())
 }
 
-/// The recorded entries without the identifier, as often as fit a flush.
-fn typical_message() -> anyhow::Result<Bytes> {
-    with_entries(|recorded| {
-        let mut bytes = 0;
-        let fits = |e: &HttpAccessLogEntry| {
-            bytes += e.encoded_len();
-            bytes < FLUSH_BYTES
-        };
-        recorded.into_iter().cycle().take_while(fits).collect()
-    })
-}
-
 fn with_entries(choose: impl FnOnce(Vec<HttpAccessLogEntry>) -> Vec<HttpAccessLogEntry>) -> anyhow::Result<Bytes> {
     let mut message = StreamAccessLogsMessage::decode(RECORDED)?;
     message.identifier = None;
@@ -155,10 +270,10 @@ fn with_entries(choose: impl FnOnce(Vec<HttpAccessLogEntry>) -> Vec<HttpAccessLo
     Ok(message.encode_to_vec().into())
 }
 
-async fn send(uri: String, message: Bytes, time: Duration) -> anyhow::Result<()> {
+async fn send(uri: String, message: Bytes, streams: usize, time: Duration) -> anyhow::Result<()> {
     let channel = Endpoint::from_shared(uri)?.connect().await?;
-    let mut streams = Vec::new();
-    for _ in 0..STREAMS {
+    let mut open = Vec::new();
+    for _ in 0..streams {
         let (messages, outgoing) = mpsc::channel(4);
         let mut client = tonic::client::Grpc::new(channel.clone());
         let answer = tokio::spawn(async move {
@@ -176,9 +291,9 @@ async fn send(uri: String, message: Bytes, time: Duration) -> anyhow::Result<()>
             }
             anyhow::Ok(())
         });
-        streams.push((sending, answer));
+        open.push((sending, answer));
     }
-    for (sending, answer) in streams {
+    for (sending, answer) in open {
         sending.await??;
         answer.await??;
     }

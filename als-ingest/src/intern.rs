@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Strings that the fast table holds.
-const RECENT: usize = 64;
+/// Strings that the fast table holds, a power of two.
+const RECENT: usize = 256;
 
 /// A bounded table of strings. When it is full it starts over: what repeats is back after one round, and what does not
 /// repeat (hostile or random values) cannot grow it.
@@ -59,7 +59,7 @@ fn place(text: &[u8]) -> usize {
         _ => text.iter().fold(0, |all, &byte| all << 8 | u64::from(byte)),
     };
     let mixed = (ends ^ text.len() as u64).wrapping_mul(ODD);
-    (mixed >> 58) as usize
+    (mixed >> (u64::BITS - RECENT.ilog2())) as usize
 }
 
 /// Values by the bytes that they were decoded from, for bytes that repeat on many entries.
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn strings_with_the_same_place_are_told_apart() {
         let mut names = Interner::new(1_000);
-        let texts: Vec<String> = (0..700).map(|n| format!("the same {n:03} at both ends")).collect();
+        let texts: Vec<String> = (0..900).map(|n| format!("the same {n:03} at both ends")).collect();
         let first: Vec<Arc<str>> = texts.iter().map(|text| names.intern(text)).collect();
         for (text, first) in texts.iter().zip(&first) {
             assert_eq!(**text, **first);

@@ -36,8 +36,9 @@ const MAX_PROXIES: usize = 1 << 16;
 /// Messages that a decoder takes out of its queue at once.
 const TAKEN: usize = 64;
 
-/// Entries after which a batch is handed on.
-const BATCH: usize = 512;
+/// Entries after which a batch is handed on. A hop is about 800 bytes: so many stay in the processor's cache until the next one has taken
+/// them, and their memory is given back to be used again rather than to the kernel, whose page faults were a sixth of the time.
+const BATCH: usize = 64;
 
 /// Where streams put what they received. There only while the receiver serves.
 #[derive(Clone, Debug)]

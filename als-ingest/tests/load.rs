@@ -1,5 +1,6 @@
 //! Many streams, slow ones, stalled ones and huge ones: all are read, none is ended, and what is kept meanwhile is bounded.
 
+#[expect(dead_code, reason = "each test crate uses a part of it")]
 mod common;
 
 use common::{DEADLINE, NODE, Stream, bytes, connect, http, identifier, numbered, start};

@@ -1,5 +1,6 @@
 //! TLS on the endpoint, with certificates made for the test.
 
+#[expect(dead_code, reason = "each test crate uses a part of it")]
 mod common;
 
 use common::{DEADLINE, NODE, Stream, bytes, http, numbered, start_with};

@@ -139,7 +139,13 @@ impl<'a> Reader<'a> {
     /// If the field is of another type, cut short, or not UTF-8.
     #[inline(always)]
     pub(super) fn string(&mut self, key: Key) -> Result<&'a str, Undecodable> {
-        std::str::from_utf8(self.bytes(key)?).map_err(|_| Undecodable)
+        let bytes = self.bytes(key)?;
+        if is_utf8(bytes) {
+            // SAFETY: just checked.
+            Ok(unsafe { std::str::from_utf8_unchecked(bytes) })
+        } else {
+            Err(Undecodable)
+        }
     }
 
     /// A `string` as its bytes, where it is not needed as text.

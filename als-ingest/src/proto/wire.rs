@@ -139,7 +139,19 @@ impl<'a> Fields<'a> {
         Some(taken)
     }
 
+    /// Most are keys and lengths of one or two bytes.
+    #[inline(always)]
     fn varint(&mut self) -> Option<u64> {
+        let (value, rest) = match *self.0 {
+            [a, ref rest @ ..] if a < 0x80 => (u64::from(a), rest),
+            [a, b, ref rest @ ..] if b < 0x80 => (u64::from(a & 0x7f) | u64::from(b) << 7, rest),
+            _ => return self.long_varint(),
+        };
+        self.0 = rest;
+        Some(value)
+    }
+
+    fn long_varint(&mut self) -> Option<u64> {
         let mut value = 0;
         for (i, &byte) in self.0.iter().enumerate().take(10) {
             // The tenth byte holds the 64th bit only.

@@ -1,5 +1,4 @@
 //! A client that sends what it is told to, well-formed or not, as an Envoy would: without ever ending its streams.
-#![expect(dead_code, reason = "each test crate uses a part of it")]
 
 use bytes::{Buf, Bytes};
 use envoy_types::pb::envoy::config::core::v3::Node;

@@ -28,8 +28,10 @@ const MAY_USE: [(&str, &[&str]); 9] = [
     ),
 ];
 
-/// What tests may use beyond that: joins and attribution are judged on messages that the real assembly made.
-const TESTS_MAY_USE: [(&str, &[&str]); 2] = [("graph", &["meshdiff-probes"]), ("analyzer", &["meshdiff-probes"])];
+/// What tests may use beyond that: joins and attribution are judged on messages that the real assembly made, and the receiver is measured
+/// with what it receives being written.
+const TESTS_MAY_USE: [(&str, &[&str]); 3] =
+    [("graph", &["meshdiff-probes"]), ("analyzer", &["meshdiff-probes"]), ("als-ingest", &["meshdiff-capture"])];
 
 /// Libraries that stay behind one door, and the folders that may name them.
 const DOORS: [(&str, &[&str]); 8] = [
