@@ -94,6 +94,9 @@ impl Joiner<'_> {
             (Some(a), Some(b)) => a.ip() == b.ip(),
             _ => true,
         };
+        // Requests at once on one connection can have one id (the application forwards it), and the log of one half can be lost of
+        // each: then all else must agree too.
+        let shared = client.upstream == JoinOutcome::Unmatched(UnmatchedReason::MultiplexedEncrypted);
         let list = by_peer.get(&local.0).map_or(&[][..], Vec::as_slice);
         let first = list.partition_point(|&i| entries[i].start.is_some_and(|s| s < from));
         let mut fitting = list[first..]
@@ -101,7 +104,8 @@ impl Joiner<'_> {
             .copied()
             .take_while(|&i| entries[i].start.is_none_or(|s| s <= to))
             .filter(|&i| !certain.contains(&i) && within(&entries[i]) && there(&entries[i].log))
-            .filter(|&i| !elsewhere(&entries[i]) && !conflict(&client.log, &entries[i].log));
+            .filter(|&i| !elsewhere(&entries[i]) && !conflict(&client.log, &entries[i].log))
+            .filter(|&i| !shared || alike(&client.log, &entries[i].log));
         match (fitting.next(), fitting.next()) {
             (None, _) if self.near_the_end(client) => JoinOutcome::Unmatched(UnmatchedReason::StillOpen),
             (None, _) => JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing),
@@ -222,6 +226,14 @@ fn logs_by_downstream_peer(entries: &[Entry]) -> HashMap<SocketAddr, Vec<usize>>
         list.sort_by_key(|&i| entries[i].start);
     }
     map
+}
+
+/// True if two proxies' entries say the same of a request, as far as both see it.
+fn alike(client: &HopSide, server: &HopSide) -> bool {
+    client.path == server.path
+        && client.response_code == server.response_code
+        && client.request_body_bytes == server.request_body_bytes
+        && client.response_body_bytes == server.response_body_bytes
 }
 
 /// True if the two proxies' entries cannot be about the same request.

@@ -174,7 +174,7 @@ impl Follower {
                 frames: 0,
                 sends: 0,
                 heads: 0,
-                certain: beginning && (frames.preface || len < 4096),
+                certain: beginning,
                 goaway: None,
             });
         }
