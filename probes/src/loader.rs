@@ -313,6 +313,11 @@ impl Probes {
         self.uprobes.attach(&mut self.programs, library)
     }
 
+    /// Lets go of what [`Self::attach_library`] placed in a process that has ended.
+    pub fn forget_process(&mut self, pid: u32) {
+        self.uprobes.forget(pid);
+    }
+
     /// Tries whether the kernel takes the programs of [`Self::attach_library`], without placing any.
     ///
     /// # Errors

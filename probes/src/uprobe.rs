@@ -1,17 +1,19 @@
-//! Plaintext of applications that do TLS themselves with a shared libssl: probes on its `SSL_write`, told by file and not by process,
-//! so that every process that maps the file is covered from its first call on. The programs are in `bpf/plaintext.h`.
+//! Plaintext of applications that do TLS themselves with a shared libssl: probes on its `SSL_write`. The programs are in
+//! `bpf/plaintext.h`.
 //!
-//! A process that does not map such a file pays nothing; one that does pays two traps for each call of `SSL_write`, also if its
-//! namespace is not watched.
+//! They are placed in one process at a time. Other processes that map the same file (containers of one image, or of one base image, do)
+//! pay nothing; these pay the traps of a uprobe and of a uretprobe for each call. Whom a process forks is another process.
 
 mod find;
 
-pub use find::{Library, LibraryFinder};
+pub use find::{Library, LibraryFinder, Look};
 
 use crate::error::with_causes;
 use aya::Ebpf;
 use aya::programs::uprobe::{UProbeError, UProbeLink, UProbeScope};
 use aya::programs::{ProgramError, UProbe};
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 const ENTER: &str = "enter_tls_write";
 const EXIT: &str = "exit_tls_write";
@@ -54,7 +56,8 @@ pub enum LibraryError {
 /// The probes on libraries, as far as they are placed. Dropping them removes them.
 #[derive(Default)]
 pub(crate) struct Uprobes {
-    links: Vec<UProbeLink>,
+    /// By process.
+    links: BTreeMap<u32, Vec<UProbeLink>>,
     /// Whether the programs could be loaded; `None` before the first need.
     loaded: Option<Result<(), String>>,
 }
@@ -87,8 +90,13 @@ impl Uprobes {
                 }
             }
         }
-        self.links.append(&mut links);
+        self.links.entry(library.pid).or_default().append(&mut links);
         Ok(())
+    }
+
+    /// Lets go of a process that has ended.
+    pub(crate) fn forget(&mut self, pid: u32) {
+        self.links.remove(&pid);
     }
 
     pub(crate) fn detach(&mut self) {
@@ -108,15 +116,15 @@ fn attach(
     library: &Library,
 ) -> Result<UProbeLink, LibraryError> {
     let program = program(programs, name).map_err(|reason| LibraryError::NotLoaded { reason })?;
-    let link = program.attach(function, &library.path, UProbeScope::AllProcesses).and_then(|id| program.take_link(id));
+    let gone = || LibraryError::Gone { library: library.name.clone() };
+    let process = UProbeScope::OneProcess(NonZeroU32::new(library.pid).ok_or_else(gone)?);
+    let link = program.attach(function, &library.path, process).and_then(|id| program.take_link(id));
     link.map_err(|error| {
-        let library_name = library.name.clone();
+        let name = library.name.clone();
         match &error {
-            _ if !library.path.exists() => LibraryError::Gone { library: library_name },
-            ProgramError::UProbeError(UProbeError::SymbolError { .. }) => {
-                LibraryError::NotOpenSsl { library: library_name }
-            }
-            _ => LibraryError::Refused { library: library_name, function, reason: with_causes(&error) },
+            _ if !library.path.exists() => gone(),
+            ProgramError::UProbeError(UProbeError::SymbolError { .. }) => LibraryError::NotOpenSsl { library: name },
+            _ => LibraryError::Refused { library: name, function, reason: with_causes(&error) },
         }
     })
 }

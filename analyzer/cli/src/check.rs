@@ -126,7 +126,7 @@ fn look(als_listen: SocketAddr) -> Machine {
     answers.push(watching);
     if let Some(usable) = libraries {
         let watched: BTreeSet<NetnsId> = namespaces.iter().map(|n| n.netns).collect();
-        let found = LibraryFinder::new().look(|netns| watched.contains(&netns));
+        let found = LibraryFinder::new().look(|netns| watched.contains(&netns)).new;
         answers.push(tls_libraries(found.len(), usable));
     }
     Machine { answers, tiers, namespaces }
@@ -162,9 +162,9 @@ fn unmeasured((metric, error): &(Metric, ProbeError)) -> Unmeasured {
 fn tls_libraries(found: usize, usable: Result<(), LibraryError>) -> Answer {
     const NAME: &str = "TLS of applications";
     let files = match found {
-        0 => "no process in those namespaces uses a shared OpenSSL".to_owned(),
-        1 => "1 file of OpenSSL is used in those namespaces".to_owned(),
-        n => format!("{n} files of OpenSSL are used in those namespaces"),
+        0 => "no process in those namespaces uses one".to_owned(),
+        1 => "1 process in those namespaces uses one".to_owned(),
+        n => format!("{n} processes in those namespaces use one"),
     };
     match usable {
         Ok(()) => {
@@ -360,7 +360,10 @@ mod tests {
     #[test]
     fn libraries_that_cannot_be_followed_stop_nothing() {
         let good = tls_libraries(1, Ok(()));
-        assert!(good.status == Status::Good && good.text.contains("1 file of OpenSSL is used"), "{good:?}");
+        assert!(
+            good.status == Status::Good && good.text.contains("1 process in those namespaces uses one"),
+            "{good:?}"
+        );
         let error = LibraryError::NotLoaded { reason: "Operation not permitted".to_owned() };
         let note = tls_libraries(0, Err(error));
         assert!(note.status == Status::Note && note.text.contains("Operation not permitted"), "{note:?}");

@@ -160,14 +160,14 @@ pub struct Unmeasured {
     pub reason: String,
 }
 
-/// A libssl that was found in a process of a watched namespace.
+/// A libssl of processes in watched namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TlsLibrary {
-    /// Its path, as that process knows it.
+    /// Its path, as those processes know it.
     pub path: String,
-    /// The first process in which it was found.
-    pub found_in: u32,
+    /// Processes that were found to use it and of which the rest is true.
+    pub processes: u64,
     /// Its calls were followed: what is sent with it is told by its plaintext.
     pub followed: bool,
     /// Why not.

@@ -5,16 +5,24 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file that some process maps as its libssl.
+/// A file that a process maps as its libssl.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Library {
     /// As the process knows it, which may be another container's path; `(deleted)` behind it if an update has replaced the file.
     pub name: String,
     /// Where this process can open it as long as that one runs.
     pub path: PathBuf,
-    /// The process in which it was found.
+    /// The process that maps it.
     pub pid: u32,
-    id: FileId,
+}
+
+/// What one look found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Files that were not found in their process before, by process.
+    pub new: Vec<Library>,
+    /// Processes of which files were found before, and that have ended or execute something else now.
+    pub ended: Vec<u32>,
 }
 
 /// Device and inode, as `/proc/PID/maps` shows them.
@@ -29,12 +37,12 @@ struct FileId(String, u64);
 pub struct LibraryFinder {
     root: PathBuf,
     processes: BTreeMap<u32, Known>,
-    found: HashSet<FileId>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     exe: Option<PathBuf>,
+    found: HashSet<FileId>,
     wait: u32,
     next_wait: u32,
 }
@@ -51,44 +59,50 @@ impl LibraryFinder {
     /// One that has found nothing yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { root: PathBuf::from("/proc"), processes: BTreeMap::new(), found: HashSet::new() }
+        Self { root: PathBuf::from("/proc"), processes: BTreeMap::new() }
     }
 
-    /// Looks once; to be called about once a second. Returns files that were not found before, by process.
+    /// Looks once; to be called about once a second.
     ///
     /// Processes that may not be looked at are passed over: what they send stays ciphertext.
-    pub fn look(&mut self, watched: impl Fn(NetnsId) -> bool) -> Vec<Library> {
-        let Ok(entries) = fs::read_dir(&self.root) else { return Vec::new() };
+    pub fn look(&mut self, watched: impl Fn(NetnsId) -> bool) -> Look {
+        let mut look = Look::default();
+        let Ok(entries) = fs::read_dir(&self.root) else { return look };
         let mut pids: Vec<u32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
         pids.sort_unstable();
         pids.retain(|pid| netns(&self.root, *pid).is_some_and(&watched));
-        self.processes.retain(|pid, _| pids.binary_search(pid).is_ok());
-        let mut new = Vec::new();
+        self.processes.retain(|pid, known| {
+            let there = pids.binary_search(pid).is_ok();
+            if !there && !known.found.is_empty() {
+                look.ended.push(*pid);
+            }
+            there
+        });
         for pid in pids {
             let known = self.processes.entry(pid).or_default();
-            if !known.is_due(fs::read_link(self.root.join(format!("{pid}/exe"))).ok()) {
+            let had = !known.found.is_empty();
+            let due = known.is_due(fs::read_link(self.root.join(format!("{pid}/exe"))).ok());
+            if had && known.found.is_empty() {
+                look.ended.push(pid);
+            }
+            if !due {
                 continue;
             }
             let Ok(maps) = fs::read_to_string(self.root.join(format!("{pid}/maps"))) else { continue };
             for mapped in maps.lines().filter_map(parse) {
-                if self.found.insert(mapped.id.clone()) {
-                    new.push(mapped.open_through(&self.root, pid));
+                if known.found.insert(mapped.id.clone()) {
+                    look.new.push(mapped.open_through(&self.root, pid));
                 }
             }
         }
-        new
-    }
-
-    /// Forgets a file that could not be used because its process ended: another process may map it.
-    pub fn forget(&mut self, library: &Library) {
-        self.found.remove(&library.id);
+        look
     }
 }
 
 impl Known {
     fn is_due(&mut self, exe: Option<PathBuf>) -> bool {
         if self.exe != exe {
-            *self = Self { exe, wait: 0, next_wait: 0 };
+            *self = Self { exe, ..Self::default() };
         }
         if self.wait > 0 {
             self.wait -= 1;
@@ -141,7 +155,7 @@ impl Mapped<'_> {
         let link = root.join(format!("{pid}/map_files/{}", self.range.trim_start_matches('0')));
         let below_root = || root.join(format!("{pid}/root{}", self.path));
         let path = if fs::metadata(&link).is_ok() { link } else { below_root() };
-        Library { name: self.path.to_owned(), path, pid, id: self.id }
+        Library { name: self.path.to_owned(), path, pid }
     }
 }
 
@@ -170,8 +184,9 @@ mod tests {
     fn a_process_is_looked_at_ever_more_rarely_and_anew_after_exec() {
         let mut known = Known::default();
         let exe = |name: &str| Some(PathBuf::from(name));
-        let due: Vec<u32> = (0..40).filter(|_| true).filter(|_| known.is_due(exe("/a"))).collect();
+        let due: Vec<u32> = (0..40).filter(|_| known.is_due(exe("/a"))).collect();
         assert_eq!(due, [0, 1, 3, 7, 15, 31]);
-        assert!(known.is_due(exe("/b")));
+        known.found.insert(FileId(String::new(), 1));
+        assert!(known.is_due(exe("/b")) && known.found.is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::support::{Recorded, Recording, in_new_netns, privileged};
 use meshdiff_model::{Content, Direction, Message, NetnsId, SocketCookie, TlsVersion};
-use meshdiff_probes::{LibraryError, LibraryFinder, ProbeConfig};
+use meshdiff_probes::{LibraryError, LibraryFinder, Look, ProbeConfig};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -88,12 +88,12 @@ fn record(netns: NetnsId, how: &str, version: &str, follow: bool) -> (Truth, Rec
     let mut program = Program::start(how, version);
     if follow {
         let mut finder = LibraryFinder::new();
-        let libraries = finder.look(|n| n == netns);
+        let libraries = finder.look(|n| n == netns).new;
         assert!(!libraries.is_empty(), "python3 maps no libssl");
         for library in &libraries {
             recording.probes.attach_library(library).unwrap_or_else(|e| panic!("{library:?}: {e}"));
         }
-        assert_eq!(finder.look(|n| n == netns), [], "each file is found once");
+        assert_eq!(finder.look(|n| n == netns), Look::default(), "each file is found once");
     }
     program.proceed();
     let truth = program.truth();
@@ -241,7 +241,7 @@ fn a_library_that_is_none_is_said_to_be_none() {
         std::fs::remove_file(&copy).expect("removed");
         let mut finder = LibraryFinder::new();
         let found: Vec<_> =
-            finder.look(|n| n == netns).into_iter().filter(|l| l.name.contains("libssl-copy")).collect();
+            finder.look(|n| n == netns).new.into_iter().filter(|l| l.name.contains("libssl-copy")).collect();
         assert!(found.len() == 1 && found[0].name.ends_with("(deleted)"), "{found:?}");
         let error = recording.probes.attach_library(&found[0]);
         assert!(matches!(error, Err(LibraryError::NotOpenSsl { .. })), "{error:?}");
@@ -249,5 +249,6 @@ fn a_library_that_is_none_is_said_to_be_none() {
         assert!(child.wait().expect("it ends").success());
         let error = recording.probes.attach_library(&found[0]);
         assert!(matches!(error, Err(LibraryError::Gone { .. })), "{error:?}");
+        assert_eq!(finder.look(|n| n == netns), Look { new: vec![], ended: vec![found[0].pid] });
     });
 }

@@ -1,41 +1,40 @@
-//! Applications that do TLS themselves: their libraries are found by the thread that looks for namespaces, and their calls followed by
-//! the thread that has the probes.
+//! Applications that do TLS themselves: the thread that looks for namespaces finds which of their processes do, and the thread that has
+//! the probes follows them.
 
 use meshdiff_capture::TlsLibrary;
 use meshdiff_model::NetnsId;
-use meshdiff_probes::{Library, LibraryError, LibraryFinder, Probes};
+use meshdiff_probes::{Library, LibraryError, LibraryFinder, Look, Probes};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 /// What looks.
 pub(super) struct Finder {
     finder: LibraryFinder,
-    found: Sender<Library>,
-    gone: Receiver<Library>,
+    found: Sender<Look>,
 }
 
 /// What follows.
 pub(super) struct Follower {
-    found: Receiver<Library>,
-    gone: Sender<Library>,
+    found: Receiver<Look>,
 }
 
 pub(super) fn pair() -> (Finder, Follower) {
+    // Each process takes four descriptors or more. Where no more are allowed, those beyond are said not to be followed.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _: Result<_, _> = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     let (to_follower, found) = channel();
-    let (to_finder, gone) = channel();
-    let finder = Finder { finder: LibraryFinder::new(), found: to_follower, gone };
-    (finder, Follower { found, gone: to_finder })
+    (Finder { finder: LibraryFinder::new(), found: to_follower }, Follower { found })
 }
 
 impl Finder {
     /// Hands on the libraries of processes in these namespaces that were not handed on before.
     pub(super) fn look(&mut self, watched: &BTreeSet<NetnsId>) {
-        for library in self.gone.try_iter() {
-            self.finder.forget(&library);
-        }
-        for library in self.finder.look(|netns| watched.contains(&netns)) {
+        let look = self.finder.look(|netns| watched.contains(&netns));
+        if look != Look::default() {
             // Without a follower the recording is about to end.
-            let _: Result<_, _> = self.found.send(library);
+            let _: Result<_, _> = self.found.send(look);
         }
     }
 }
@@ -43,29 +42,60 @@ impl Finder {
 impl Follower {
     /// Follows what was found since; what is to be said of it in the capture.
     pub(super) fn follow(&self, probes: &mut Probes) -> Vec<TlsLibrary> {
-        self.found.try_iter().filter_map(|library| self.attach(probes, library)).collect()
+        let mut list = Vec::new();
+        for look in self.found.try_iter() {
+            look.ended.iter().for_each(|&pid| probes.forget_process(pid));
+            add(&mut list, look.new.into_iter().filter_map(|library| attach(probes, library)));
+        }
+        list
     }
+}
 
-    fn attach(&self, probes: &mut Probes, library: Library) -> Option<TlsLibrary> {
-        let reason = match probes.attach_library(&library) {
-            Ok(()) => {
-                tracing::info!(library = %library.name, pid = library.pid, "following what is encrypted with it");
-                None
-            }
-            Err(error @ LibraryError::NotOpenSsl { .. }) => {
-                tracing::debug!(%error, "not followed");
-                return None;
-            }
-            Err(error @ LibraryError::Gone { .. }) => {
-                tracing::debug!(%error, "not followed");
-                let _: Result<_, _> = self.gone.send(library);
-                return None;
-            }
-            Err(error) => {
-                tracing::warn!(%error, "requests that are encrypted with it are told as TLS only");
-                Some(error.to_string())
-            }
+fn attach(probes: &mut Probes, library: Library) -> Option<TlsLibrary> {
+    let (name, pid) = (&library.name, library.pid);
+    let reason = match probes.attach_library(&library) {
+        Ok(()) => {
+            tracing::debug!(name, pid, "following what is encrypted with it");
+            None
+        }
+        Err(error @ (LibraryError::NotOpenSsl { .. } | LibraryError::Gone { .. })) => {
+            tracing::debug!(%error, pid, "not followed");
+            return None;
+        }
+        Err(error) => {
+            tracing::warn!(%error, pid, "requests that it encrypts are told as TLS only");
+            Some(error.to_string())
+        }
+    };
+    Some(TlsLibrary { path: library.name, processes: 1, followed: reason.is_none(), reason })
+}
+
+/// Adds to a list, in which processes of which the same is to be said are counted.
+pub(super) fn add(list: &mut Vec<TlsLibrary>, more: impl IntoIterator<Item = TlsLibrary>) {
+    for new in more {
+        let same = |l: &&mut TlsLibrary| l.path == new.path && l.reason == new.reason && l.followed == new.followed;
+        match list.iter_mut().find(same) {
+            Some(known) => known.processes += new.processes,
+            None => list.push(new),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_of_one_library_are_one_line() {
+        let library = |path: &str, reason: Option<&str>| TlsLibrary {
+            path: path.to_owned(),
+            processes: 1,
+            followed: reason.is_none(),
+            reason: reason.map(str::to_owned),
         };
-        Some(TlsLibrary { path: library.name, found_in: library.pid, followed: reason.is_none(), reason })
+        let mut list = Vec::new();
+        add(&mut list, [library("/a", None), library("/b", None), library("/a", None), library("/a", Some("full"))]);
+        let counted: Vec<_> = list.iter().map(|l| (l.path.as_str(), l.processes, l.followed)).collect();
+        assert_eq!(counted, [("/a", 2, true), ("/b", 1, true), ("/a", 1, false)]);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::clock;
 use super::kernel::KernelEnd;
+use super::libraries;
 use super::tally;
 use meshdiff_als::{AlsBatch, AlsHandle};
 use meshdiff_capture::{CaptureError, CaptureSink, Meta, TlsLibrary, WatchedNetns};
@@ -132,7 +133,7 @@ impl Store {
                     self.meta.watched_netns.push(netns);
                     self.counters.namespaces.fetch_add(1, Relaxed);
                 }
-                Item::Libraries(list) => self.meta.probes.tls_libraries.extend(list),
+                Item::Libraries(list) => libraries::add(&mut self.meta.probes.tls_libraries, list),
                 Item::KernelProgress(progress) => self.kernel(progress),
                 Item::Tick => {}
                 Item::End { at, als, kernel } => {
