@@ -240,7 +240,7 @@ proptest! {
         let request = Moving::play(bodies.0, FROM, &there, true);
         let response = Moving::play(bodies.1, FROM, &back, true);
         let hop = recorded(&request, &response, false, &[]);
-        let to = request.end() + 100;
+        let to = request.end().max(FROM) + 100;
         let split = split_request(&hop, to);
         judge(&split, FROM, to, &events(&[&request]), |at| oracle_request(&request, at, to), false);
         let to = response.end();
@@ -258,7 +258,7 @@ proptest! {
         let request = Moving::play(bodies.0, FROM, &there, !told);
         let response = Moving::play(bodies.1, FROM, &back, !told);
         let hop = recorded(&request, &response, told, &left_out);
-        let to = request.end() + 100;
+        let to = request.end().max(FROM) + 100;
         let split = split_request(&hop, to);
         // What comes next may have been left out: who waits for whom is then told by what is left.
         let possible = |at| oracle_request(&request, at, to);

@@ -205,3 +205,31 @@ fn the_request_side_of_a_retried_request_is_no_queue_of_the_sidecar() {
     hop.client_log = Some(Arc::new(entry));
     assert_eq!(detail(&hop, Segment::ClientSidecar, Detail::Queue), Some(0));
 }
+
+#[test]
+fn a_response_that_was_cut_short_is_told_from_its_beginning() {
+    let mut hop = hop_of(&GAPS);
+    let flow = |bytes, head, [sent, ready, read]: [&[(u64, u64)]; 3]| {
+        let (sent, ready, read) = (progress(sent), progress(ready), progress(read));
+        Some(Arc::new(Flow { bytes, head: Some(head), sent, ready, read, ..Flow::default() }))
+    };
+    // The server sent 300 bytes of body with the head, then paused until 9,500; the client gave up at 9,800 with 500 of 1,000.
+    hop.flows.response[2] = flow(
+        1_100,
+        100,
+        [&[(6_720, 400), (9_500, 1_100)], &[(6_730, 400), (9_510, 1_100)], &[(6_740, 400), (9_515, 1_100)]],
+    );
+    hop.flows.response[0] =
+        flow(650, 150, [&[(8_430, 450), (9_600, 650)], &[(8_440, 450), (9_610, 650)], &[(8_500, 450), (9_620, 650)]]);
+    hop.response[0].last_ready = Some(at(9_610));
+    hop.response[1] =
+        meshdiff_model::Crossing { last_send: None, last_ready: None, last_recv: None, ..hop.response[1] };
+    let mut entry = (**hop.client_log.as_ref().expect("log")).clone();
+    entry.response_body_bytes = 500;
+    hop.client_log = Some(Arc::new(entry));
+    hop.gave_up = Some(at(9_800));
+    let (split, _) = attribute(&hop).expect("telescopes");
+    let streaming = split.detail(Segment::ServerApp, Detail::Streaming).map(|d| d.0);
+    assert_eq!(streaming, Some(9_500 - 8_500), "{split:?}");
+    assert_eq!(split.segments().get(Segment::Transfer), Some(DurationNs(110 + 180)), "{split:?}");
+}

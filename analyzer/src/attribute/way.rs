@@ -78,7 +78,8 @@ impl<'a> Way<'a> {
         if !self.one_clock {
             return None;
         }
-        if self.complete(at) == Some(true) {
+        // Where it was cut short, there is more to come that never did.
+        if self.heads.is_none() && self.complete(at) == Some(true) {
             return Some(false);
         }
         let (sent, arrived) = (self.first().sent.at(at), self.last().ready.at(at));
