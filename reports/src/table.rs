@@ -24,6 +24,8 @@ pub struct TableOptions {
 const NARROW: u16 = 116;
 /// Rows of hops without `wide`; the rest is counted.
 const MAX_HOPS: usize = 40;
+/// Longest subject of a finding, which may be two ends of a line.
+const MAX_SUBJECT: usize = 100;
 /// Longest name of a workload.
 const MAX_NAME: usize = 48;
 
@@ -279,7 +281,7 @@ fn findings(report: &Report, options: &TableOptions, style: Style, out: &mut imp
             Level::Warning => style.warn(&head),
             Level::Info => style.bold(&head),
         };
-        writeln!(out, "{head} {}", name(&visible(&f.subject)))?;
+        writeln!(out, "{head} {}", shorten(&visible(&f.subject), MAX_SUBJECT))?;
         for line in [&f.text, &f.fix] {
             for l in wrap(&visible(line), options.width.map(|w| w.saturating_sub(2))) {
                 writeln!(out, "  {l}")?;
