@@ -41,7 +41,7 @@ pub(super) fn ip_of_utf8(text: &[u8]) -> Option<IpAddr> {
 
 /// The IPv4 address of a text that is nothing else, which most are: a shorter way than the library's parser.
 #[inline]
-fn ipv4(text: &[u8]) -> Option<Ipv4Addr> {
+pub(super) fn ipv4(text: &[u8]) -> Option<Ipv4Addr> {
     let (mut octets, mut at) = ([0_u8; 4], 0);
     for (i, octet) in octets.iter_mut().enumerate() {
         if i > 0 {
