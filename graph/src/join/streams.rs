@@ -103,23 +103,29 @@ impl Joiner<'_> {
         let first_fit: Vec<usize> = all.iter().map(|w| near(w).find(|&s| fits(w, s)).unwrap_or(usize::MAX)).collect();
         let mut order: Vec<usize> = (0..all.len()).collect();
         order.sort_by_key(|&i| (all[i].at, first_fit[i], all[i].claim.index));
-        let all: Vec<Waiting<'_>> = order.into_iter().map(|i| all[i]).collect();
+        let sorted: Vec<Waiting<'_>> = order.into_iter().map(|i| all[i]).collect();
+        // Entries of one instant may be in either order: they count only where one stream alone fits.
+        let beside = |a: &Waiting<'_>, b: Option<&Waiting<'_>>| {
+            b.is_some_and(|b| if b.at < a.at { a.at - b.at } else { b.at - a.at } <= resolution(role))
+        };
+        let mut all: Vec<Waiting<'_>> = Vec::new();
+        for (i, w) in sorted.iter().enumerate() {
+            let tied = beside(w, i.checked_sub(1).map(|p| &sorted[p])) || beside(w, sorted.get(i + 1));
+            if tied && near(w).filter(|&s| fits(w, s)).nth(1).is_some() {
+                found.push((w.claim.index, JoinOutcome::Ambiguous(AmbiguityReason::SeveralExchanges)));
+            } else {
+                all.push(*w);
+            }
+        }
+        // Those that are left of one instant are in the order of their streams.
+        for run in all.chunk_by_mut(|a, b| beside(a, Some(b))) {
+            run.sort_by_key(|w| near(w).find(|&s| fits(w, s)));
+        }
         let earliest = earliest(&all, near, fits);
         let latest = latest(&all, near, fits);
         for (i, w) in all.iter().enumerate() {
-            let beside = |other: Option<&Waiting<'_>>| {
-                other.is_some_and(|o| {
-                    let apart = if o.at < w.at { w.at - o.at } else { o.at - w.at };
-                    apart <= resolution(role)
-                })
-            };
-            // Entries of one instant may be in either order.
-            let tied = beside(i.checked_sub(1).map(|p| &all[p])) || beside(all.get(i + 1));
-            let alone = || near(w).filter(|&s| fits(w, s)).nth(1).is_none();
             let outcome = match (earliest[i], latest[i]) {
-                (Some(a), Some(b)) if a == b && (w.pinned.is_some() || !tied || alone()) => {
-                    JoinOutcome::Matched(range.start + a)
-                }
+                (Some(a), Some(b)) if a == b => JoinOutcome::Matched(range.start + a),
                 (None, None) => JoinOutcome::Unmatched(UnmatchedReason::ExchangeNotSeen),
                 _ => JoinOutcome::Ambiguous(AmbiguityReason::SeveralExchanges),
             };

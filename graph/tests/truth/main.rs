@@ -2,6 +2,7 @@
 //! full. Messages are made by the real assembly.
 
 mod check;
+mod multiplexed;
 mod world;
 
 use check::{join, judge};
