@@ -25,7 +25,8 @@ use meshdiff_lab::logbook::Logbook;
 use meshdiff_lab::protocols::cases::{self, Place};
 use meshdiff_lab::protocols::drive::{Bounds, chosen};
 use meshdiff_lab::protocols::server::{Listening, Shared};
-use meshdiff_lab::settings::Settings;
+use meshdiff_lab::protocols::tls;
+use meshdiff_lab::settings::{Settings, Workload};
 use meshdiff_lab::signals::{Ending, hearing};
 use meshdiff_lab::topology::{LOADGEN, SERVICE_PORT, ServicePort, Topology};
 use meshdiff_lab::{forward, netns, ready};
@@ -226,12 +227,15 @@ fn drive(args: DriveArgs) -> Result<u8> {
     let logs = args.out.unwrap_or_else(|| state.logs.clone());
     std::fs::create_dir_all(&logs).with_context(|| format!("the folder {} cannot be made", logs.display()))?;
     let bounds = Bounds { rounds: args.rounds, case_limit: args.case_limit, gap: args.gap };
+    // As an application would be: in the pod from its begin, and its libraries too.
+    netns::enter(&name.namespace(LOADGEN))?;
+    if wanted.iter().any(|case| case.workload == Workload::Tls) {
+        tls::Context::client().context("the cases with TLS need libssl")?;
+    }
+    meshdiff_lab::clock::tighten_timers();
     let stop = stop_on(ending);
     let log = Logbook::open(&logs.join("drive.ndjson")).context("the log cannot be opened")?;
-    let reports = netns::within(&name.namespace(LOADGEN), || {
-        meshdiff_lab::clock::tighten_timers();
-        meshdiff_lab::protocols::drive::drive(&wanted, bounds, &place, &log, &stop)
-    })?;
+    let reports = meshdiff_lab::protocols::drive::drive(&wanted, bounds, &place, &log, &stop);
     // The other end's log is complete a moment later; whoever reads it next should find it so.
     lifecycle::settle();
     println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "cases": reports }))?);

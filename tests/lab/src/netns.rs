@@ -56,6 +56,17 @@ pub fn within<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> Resu
     })
 }
 
+/// Moves this thread, and with it what it starts from now on, into a namespace. From the main thread of a process without other
+/// threads that is the process: others then find it there.
+///
+/// # Errors
+/// When the namespace cannot be entered.
+pub fn enter(namespace: &str) -> Result<(), LabError> {
+    let failed = |why| LabError::Namespace { namespace: namespace.to_owned(), why };
+    let file = File::open(path(namespace)).map_err(failed)?;
+    setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))
+}
+
 /// The processes whose main thread is in one of these namespaces.
 pub fn processes_in(inodes: &HashSet<u64>) -> Vec<i32> {
     let me = std::process::id() as i32;
