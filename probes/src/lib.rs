@@ -41,4 +41,4 @@ pub use metrics::DropReasons;
 pub use recognise::{Recognised, recognise, recognise_hello, recognise_plaintext};
 pub use ring::Drained;
 pub use tier::TIERS;
-pub use uprobe::{Library, LibraryError, LibraryFinder, Look};
+pub use uprobe::{Library, LibraryError, LibraryFinder, Look, Reach};

@@ -5,7 +5,7 @@ use crate::error::{ProbeError, kernel_release};
 use crate::optional::{self, Unmeasured};
 use crate::ring::{Drained, Ring};
 use crate::tier::{self, TIERS};
-use crate::uprobe::{Library, LibraryError, Uprobes};
+use crate::uprobe::{Library, LibraryError, Reach, Uprobes};
 use crate::{RawEvent, filter::NamespaceFilter};
 use aya::maps::{MapData, MapError, PerCpuArray};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
@@ -309,8 +309,8 @@ impl Probes {
     ///
     /// # Errors
     /// If the library is another one, its process has ended, or the kernel refuses. The other probes go on.
-    pub fn attach_library(&mut self, library: &Library) -> Result<(), LibraryError> {
-        self.uprobes.attach(&mut self.programs, library)
+    pub fn attach_library(&mut self, library: &Library, reach: Reach) -> Result<(), LibraryError> {
+        self.uprobes.attach(&mut self.programs, library, reach)
     }
 
     /// Lets go of what [`Self::attach_library`] placed in a process that has ended.

@@ -1,8 +1,7 @@
 //! Plaintext of applications that do TLS themselves with a shared libssl: probes on its `SSL_write`. The programs are in
 //! `bpf/plaintext.h`.
 //!
-//! They are placed in one process at a time. Other processes that map the same file (containers of one image, or of one base image, do)
-//! pay nothing; these pay the traps of a uprobe and of a uretprobe for each call. Whom a process forks is another process.
+//! A process that is followed pays the traps of a uprobe and of a uretprobe for each call. [`Reach`] says who is.
 
 mod find;
 
@@ -12,13 +11,25 @@ use crate::error::with_causes;
 use aya::Ebpf;
 use aya::programs::uprobe::{UProbeError, UProbeLink, UProbeScope};
 use aya::programs::{ProgramError, UProbe};
-use std::collections::BTreeMap;
+use find::FileId;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 
 const ENTER: &str = "enter_tls_write";
 const EXIT: &str = "exit_tls_write";
 /// OpenSSL has the second since 1.1.1.
 const FUNCTIONS: [&str; 2] = ["SSL_write", "SSL_write_ex"];
+
+/// Whose calls of a library are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of the process in which it was found. Others that map the same file (containers of one image, or of one base image, do)
+    /// pay nothing; whom the process forks is another process.
+    Process,
+    /// Everybody's who maps the file, now or later: also of processes that live for less than a second, and of processes that are in
+    /// no watched namespace.
+    File,
+}
 
 /// Why a library's calls are not followed.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +69,8 @@ pub enum LibraryError {
 pub(crate) struct Uprobes {
     /// By process.
     links: BTreeMap<u32, Vec<UProbeLink>>,
+    /// By file.
+    files: HashMap<FileId, Vec<UProbeLink>>,
     /// Whether the programs could be loaded; `None` before the first need.
     loaded: Option<Result<(), String>>,
 }
@@ -77,20 +90,26 @@ impl Uprobes {
     }
 
     /// Follows a library's calls.
-    pub(crate) fn attach(&mut self, programs: &mut Ebpf, library: &Library) -> Result<(), LibraryError> {
+    pub(crate) fn attach(&mut self, programs: &mut Ebpf, library: &Library, reach: Reach) -> Result<(), LibraryError> {
         self.load(programs)?;
+        if self.files.contains_key(&library.id) {
+            return Ok(());
+        }
         let mut links = Vec::new();
         for function in FUNCTIONS {
             // The return first: a call that is seen to begin is then also seen to end.
             for name in [EXIT, ENTER] {
-                match attach(programs, name, function, library) {
+                match attach(programs, name, function, (library, reach)) {
                     Ok(link) => links.push(link),
                     Err(LibraryError::NotOpenSsl { .. }) if function != FUNCTIONS[0] => break,
                     Err(error) => return Err(error),
                 }
             }
         }
-        self.links.entry(library.pid).or_default().append(&mut links);
+        match reach {
+            Reach::Process => self.links.entry(library.pid).or_default().append(&mut links),
+            Reach::File => self.files.entry(library.id.clone()).or_default().append(&mut links),
+        }
         Ok(())
     }
 
@@ -101,6 +120,7 @@ impl Uprobes {
 
     pub(crate) fn detach(&mut self) {
         self.links.clear();
+        self.files.clear();
     }
 }
 
@@ -113,12 +133,15 @@ fn attach(
     programs: &mut Ebpf,
     name: &str,
     function: &'static str,
-    library: &Library,
+    (library, reach): (&Library, Reach),
 ) -> Result<UProbeLink, LibraryError> {
     let program = program(programs, name).map_err(|reason| LibraryError::NotLoaded { reason })?;
     let gone = || LibraryError::Gone { library: library.name.clone() };
-    let process = UProbeScope::OneProcess(NonZeroU32::new(library.pid).ok_or_else(gone)?);
-    let link = program.attach(function, &library.path, process).and_then(|id| program.take_link(id));
+    let scope = match reach {
+        Reach::Process => UProbeScope::OneProcess(NonZeroU32::new(library.pid).ok_or_else(gone)?),
+        Reach::File => UProbeScope::AllProcesses,
+    };
+    let link = program.attach(function, &library.path, scope).and_then(|id| program.take_link(id));
     link.map_err(|error| {
         let name = library.name.clone();
         match &error {

@@ -155,8 +155,10 @@ pub(crate) struct CheckArgs {
 /// Whether calls of TLS libraries are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TlsUprobes {
-    /// Where a process in a watched namespace uses one
+    /// In processes of watched namespaces, from up to a second after they load it
     Auto,
+    /// In every process that uses the same file, in whatever namespace: also in those that live for less than a second
+    File,
     /// Never: such requests are told as TLS only
     Off,
 }

@@ -14,6 +14,7 @@ pub struct Library {
     pub path: PathBuf,
     /// The process that maps it.
     pub pid: u32,
+    pub(super) id: FileId,
 }
 
 /// What one look found.
@@ -27,12 +28,13 @@ pub struct Look {
 
 /// Device and inode, as `/proc/PID/maps` shows them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct FileId(String, u64);
+pub(super) struct FileId(String, u64);
 
 /// Looks for libraries, again and again.
 ///
-/// A process may load its libssl late. So each is looked at when it is new (or executes another file), then after 1, 2, 4 … looks, at
-/// last every [`LONGEST_WAIT`]th: reading the maps of a large process takes up to a millisecond.
+/// A process may load its libssl late. So each is looked at when it is new (or executes another file), when it has grown as long as it
+/// has none, and else after 1, 2, 4 … looks, at last every [`LONGEST_WAIT`]th: reading the maps of a large process takes up to a
+/// millisecond.
 #[derive(Debug)]
 pub struct LibraryFinder {
     root: PathBuf,
@@ -43,6 +45,8 @@ pub struct LibraryFinder {
 struct Known {
     exe: Option<PathBuf>,
     found: HashSet<FileId>,
+    /// Pages of its address space, as `statm` has them.
+    size: String,
     wait: u32,
     next_wait: u32,
 }
@@ -81,7 +85,10 @@ impl LibraryFinder {
         for pid in pids {
             let known = self.processes.entry(pid).or_default();
             let had = !known.found.is_empty();
-            let due = known.is_due(fs::read_link(self.root.join(format!("{pid}/exe"))).ok());
+            let of = |name: &str| self.root.join(format!("{pid}/{name}"));
+            let statm = fs::read_to_string(of("statm")).unwrap_or_default();
+            let size = statm.split(' ').next().unwrap_or_default();
+            let due = known.is_due(fs::read_link(of("exe")).ok(), size);
             if had && known.found.is_empty() {
                 look.ended.push(pid);
             }
@@ -100,9 +107,13 @@ impl LibraryFinder {
 }
 
 impl Known {
-    fn is_due(&mut self, exe: Option<PathBuf>) -> bool {
+    fn is_due(&mut self, exe: Option<PathBuf>, size: &str) -> bool {
         if self.exe != exe {
             *self = Self { exe, ..Self::default() };
+        }
+        if self.found.is_empty() && self.size != size {
+            self.size = size.to_owned();
+            return true;
         }
         if self.wait > 0 {
             self.wait -= 1;
@@ -155,7 +166,7 @@ impl Mapped<'_> {
         let link = root.join(format!("{pid}/map_files/{}", self.range.trim_start_matches('0')));
         let below_root = || root.join(format!("{pid}/root{}", self.path));
         let path = if fs::metadata(&link).is_ok() { link } else { below_root() };
-        Library { name: self.path.to_owned(), path, pid }
+        Library { name: self.path.to_owned(), path, pid, id: self.id }
     }
 }
 
@@ -184,9 +195,11 @@ mod tests {
     fn a_process_is_looked_at_ever_more_rarely_and_anew_after_exec() {
         let mut known = Known::default();
         let exe = |name: &str| Some(PathBuf::from(name));
-        let due: Vec<u32> = (0..40).filter(|_| known.is_due(exe("/a"))).collect();
+        let due: Vec<u32> = (0..40).filter(|_| known.is_due(exe("/a"), "")).collect();
         assert_eq!(due, [0, 1, 3, 7, 15, 31]);
+        assert!(known.is_due(exe("/a"), "9") && !known.is_due(exe("/a"), "9"), "it may have loaded one");
         known.found.insert(FileId(String::new(), 1));
-        assert!(known.is_due(exe("/b")) && known.found.is_empty());
+        assert!(!known.is_due(exe("/a"), "10"), "it has one");
+        assert!(known.is_due(exe("/b"), "10") && known.found.is_empty());
     }
 }

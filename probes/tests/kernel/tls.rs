@@ -2,7 +2,7 @@
 
 use crate::support::{Recorded, Recording, in_new_netns, privileged};
 use meshdiff_model::{Content, Direction, Message, NetnsId, SocketCookie, TlsVersion};
-use meshdiff_probes::{LibraryError, LibraryFinder, Look, ProbeConfig};
+use meshdiff_probes::{LibraryError, LibraryFinder, Look, ProbeConfig, Reach};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -82,16 +82,16 @@ impl Program {
 }
 
 /// Records the program; with the calls of its libssl followed, or not.
-fn record(netns: NetnsId, how: &str, version: &str, follow: bool) -> (Truth, Recorded, Vec<Vec<u8>>) {
+fn record(netns: NetnsId, how: &str, version: &str, follow: Option<Reach>) -> (Truth, Recorded, Vec<Vec<u8>>) {
     let config = ProbeConfig { ring_bytes: 4 << 20, ..ProbeConfig::default() };
     let mut recording = Recording::start(&config, &[netns]);
     let mut program = Program::start(how, version);
-    if follow {
+    if let Some(reach) = follow {
         let mut finder = LibraryFinder::new();
         let libraries = finder.look(|n| n == netns).new;
         assert!(!libraries.is_empty(), "python3 maps no libssl");
         for library in &libraries {
-            recording.probes.attach_library(library).unwrap_or_else(|e| panic!("{library:?}: {e}"));
+            recording.probes.attach_library(library, reach).unwrap_or_else(|e| panic!("{library:?}: {e}"));
         }
         assert_eq!(finder.look(|n| n == netns), Look::default(), "each file is found once");
     }
@@ -141,9 +141,11 @@ fn requests_are_told_before_they_are_encrypted() {
     if !privileged("requests_are_told_before_they_are_encrypted") {
         return;
     }
-    for (name, version) in [("TLSv1_3", TlsVersion::Tls13), ("TLSv1_2", TlsVersion::Tls12)] {
+    for (name, version, reach) in
+        [("TLSv1_3", TlsVersion::Tls13, Reach::Process), ("TLSv1_2", TlsVersion::Tls12, Reach::File)]
+    {
         in_new_netns(|netns| {
-            let (truth, all, plaintext) = record(netns, "blocking", name, true);
+            let (truth, all, plaintext) = record(netns, "blocking", name, Some(reach));
             let (client, server) = (at_port(&all, truth.client), accepted(&all, truth.server, truth.client));
             let (sent, answered) = (all.of(client, Direction::Egress), all.of(server, Direction::Egress));
             assert_eq!(requests(&sent), truth.requests, "{name}");
@@ -194,7 +196,7 @@ fn without_sight_of_the_plaintext_nothing_is_guessed() {
         return;
     }
     // The library's calls do not send (memory), or are not followed.
-    for (how, follow) in [("memory", true), ("blocking", false)] {
+    for (how, follow) in [("memory", Some(Reach::Process)), ("blocking", None)] {
         in_new_netns(|netns| {
             let (truth, all, _) = record(netns, how, "TLSv1_3", follow);
             let client = at_port(&all, truth.client);
@@ -243,11 +245,11 @@ fn a_library_that_is_none_is_said_to_be_none() {
         let found: Vec<_> =
             finder.look(|n| n == netns).new.into_iter().filter(|l| l.name.contains("libssl-copy")).collect();
         assert!(found.len() == 1 && found[0].name.ends_with("(deleted)"), "{found:?}");
-        let error = recording.probes.attach_library(&found[0]);
+        let error = recording.probes.attach_library(&found[0], Reach::Process);
         assert!(matches!(error, Err(LibraryError::NotOpenSsl { .. })), "{error:?}");
         drop(child.stdin.take());
         assert!(child.wait().expect("it ends").success());
-        let error = recording.probes.attach_library(&found[0]);
+        let error = recording.probes.attach_library(&found[0], Reach::Process);
         assert!(matches!(error, Err(LibraryError::Gone { .. })), "{error:?}");
         assert_eq!(finder.look(|n| n == netns), Look { new: vec![], ended: vec![found[0].pid] });
     });

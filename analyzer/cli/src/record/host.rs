@@ -4,6 +4,7 @@ use super::clock;
 use super::options::Options;
 use meshdiff_capture::{AlsStats, HostInfo, Meta, ToolInfo};
 use meshdiff_discovery::Selection;
+use meshdiff_probes::Reach;
 use serde_json::{Map, Value, json};
 use std::net::SocketAddr;
 
@@ -35,13 +36,18 @@ fn settings(options: &Options) -> Map<String, Value> {
         Selection::All => json!("all"),
         Selection::Only(list) => json!(list.iter().map(ToString::to_string).collect::<Vec<_>>()),
     };
+    let tls_uprobes = match options.follow_libraries {
+        Some(Reach::Process) => "auto",
+        Some(Reach::File) => "file",
+        None => "off",
+    };
     let mut map = Map::new();
     map.insert("durationSeconds".to_owned(), options.duration.map_or(Value::Null, |d| json!(d.as_secs_f64())));
     map.insert("probes".to_owned(), json!(options.probes));
     map.insert("watch".to_owned(), watch);
     map.insert("ringBytes".to_owned(), json!(options.ring_bytes));
     map.insert("raw".to_owned(), json!(options.raw));
-    map.insert("tlsUprobes".to_owned(), json!(if options.follow_libraries { "auto" } else { "off" }));
+    map.insert("tlsUprobes".to_owned(), json!(tls_uprobes));
     map
 }
 

@@ -69,7 +69,7 @@ impl KernelSide {
         // After they are watched, so that whatever closes from here on is seen to.
         let existing = existing::pair();
         watched.iter().for_each(|w| existing.0.look(w.netns));
-        let mut libraries = options.follow_libraries.then(libraries::pair);
+        let mut libraries = options.follow_libraries.map(libraries::pair);
         let found = libraries.as_mut().map(|(finder, follower)| {
             finder.look(&watched.iter().map(|w| w.netns).collect());
             follower.follow(&mut probes)

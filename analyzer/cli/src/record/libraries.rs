@@ -3,7 +3,7 @@
 
 use meshdiff_capture::TlsLibrary;
 use meshdiff_model::NetnsId;
-use meshdiff_probes::{Library, LibraryError, LibraryFinder, Look, Probes};
+use meshdiff_probes::{Library, LibraryError, LibraryFinder, Look, Probes, Reach};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,15 +17,16 @@ pub(super) struct Finder {
 /// What follows.
 pub(super) struct Follower {
     found: Receiver<Look>,
+    reach: Reach,
 }
 
-pub(super) fn pair() -> (Finder, Follower) {
+pub(super) fn pair(reach: Reach) -> (Finder, Follower) {
     // Each process takes four descriptors or more. Where no more are allowed, those beyond are said not to be followed.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _: Result<_, _> = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     let (to_follower, found) = channel();
-    (Finder { finder: LibraryFinder::new(), found: to_follower }, Follower { found })
+    (Finder { finder: LibraryFinder::new(), found: to_follower }, Follower { found, reach })
 }
 
 impl Finder {
@@ -45,15 +46,15 @@ impl Follower {
         let mut list = Vec::new();
         for look in self.found.try_iter() {
             look.ended.iter().for_each(|&pid| probes.forget_process(pid));
-            add(&mut list, look.new.into_iter().filter_map(|library| attach(probes, library)));
+            add(&mut list, look.new.into_iter().filter_map(|library| attach(probes, library, self.reach)));
         }
         list
     }
 }
 
-fn attach(probes: &mut Probes, library: Library) -> Option<TlsLibrary> {
+fn attach(probes: &mut Probes, library: Library, reach: Reach) -> Option<TlsLibrary> {
     let (name, pid) = (&library.name, library.pid);
-    let reason = match probes.attach_library(&library) {
+    let reason = match probes.attach_library(&library, reach) {
         Ok(()) => {
             tracing::debug!(name, pid, "following what is encrypted with it");
             None

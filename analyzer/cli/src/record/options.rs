@@ -4,6 +4,7 @@ use crate::args::{RecordArgs, TlsUprobes};
 use crate::exit::Failure;
 use meshdiff_als::TlsFiles;
 use meshdiff_discovery::{NetnsRef, Selection};
+use meshdiff_probes::Reach;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +21,7 @@ pub(crate) struct Options {
     pub(crate) force: bool,
     pub(crate) raw: bool,
     pub(crate) ring_bytes: u32,
-    pub(crate) follow_libraries: bool,
+    pub(crate) follow_libraries: Option<Reach>,
     pub(crate) quiet: bool,
 }
 
@@ -60,7 +61,11 @@ impl TryFrom<RecordArgs> for Options {
             force: args.force,
             raw: args.raw,
             ring_bytes: args.ring_size << 20,
-            follow_libraries: args.tls_uprobes == TlsUprobes::Auto,
+            follow_libraries: match args.tls_uprobes {
+                TlsUprobes::Auto => Some(Reach::Process),
+                TlsUprobes::File => Some(Reach::File),
+                TlsUprobes::Off => None,
+            },
             quiet: args.quiet,
         })
     }
