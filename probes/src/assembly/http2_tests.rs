@@ -124,7 +124,7 @@ fn connection(plans: &[Plan], picks: &[u8], response: bool) -> (Vec<u8>, Vec<u64
     loop {
         let pick = picks.next().expect("no end");
         // Requests begin in the order of their numbers.
-        if pick % 3 == 0 || waiting.is_empty() {
+        if pick.is_multiple_of(3) || waiting.is_empty() {
             if let Some((i, plan)) = next.next() {
                 waiting.push((i as u32 * 2 + 1, steps(plan, response).into_iter()));
                 truth.insert(i as u32 * 2 + 1, True::default());
@@ -137,9 +137,9 @@ fn connection(plans: &[Plan], picks: &[u8], response: bool) -> (Vec<u8>, Vec<u64
                 break;
             }
         }
-        if pick % 7 == 0 {
+        if pick.is_multiple_of(7) {
             frame(&mut bytes, 8, 0, 0, &[0, 1, 0, 0]);
-        } else if pick % 11 == 0 {
+        } else if pick.is_multiple_of(11) {
             frame(&mut bytes, 6, 0, 0, &[7; 8]);
         } else {
             let at = pick % waiting.len();
@@ -240,7 +240,7 @@ fn is_frame(h: &[u8]) -> bool {
             0 | 1 | 5 | 9 => stream != 0,
             2 => stream != 0 && len == 5,
             3 => stream != 0 && len == 4,
-            4 => stream == 0 && len % 6 == 0 && len < 600,
+            4 => stream == 0 && len.is_multiple_of(6) && len < 600,
             6 => stream == 0 && len == 8,
             7 => stream == 0 && len >= 8,
             8 => len == 4,
