@@ -103,7 +103,8 @@ window.addEventListener("error", (e) => { document.body.dataset.error = e.messag
     document.addEventListener("keydown", (e) => { if (e.key === "Escape") forget(); });
     const follow = () => {
       const line = choose(location.hash.slice(1));
-      if (line) document.querySelector(".map-connections").scrollIntoView({ block: "end" });
+      // The picture's end, and with it the panel, at the window's.
+      if (line) scrollBy({ top: document.querySelector(".map-connections").getBoundingClientRect().bottom - innerHeight, behavior: "instant" });
     };
     window.addEventListener("hashchange", () => { if (location.hash.startsWith("#line-")) follow(); });
     if (location.hash.startsWith("#line-")) follow();

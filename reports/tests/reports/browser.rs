@@ -133,7 +133,7 @@ fn every_size_of_report_opens() {
 }
 
 /// The lines whose panels are to be seen.
-const OPEN: &str = "Array.from(document.querySelectorAll('.line')).filter(l => getComputedStyle(l).display !== 'none').map(l => l.id).join()";
+const OPEN: &str = "Array.from(document.querySelectorAll('article.line')).filter(l => getComputedStyle(l).display !== 'none').map(l => l.id).join()";
 
 /// Half-way along the line whose name begins like this.
 fn wire(name: &str) -> String {
@@ -147,6 +147,8 @@ fn a_click_on_a_line_shows_what_both_sides_measured() {
     let Some(browser) = browser(&simulate(&bookinfo(), 300)) else { return };
     let mut page = Page::open(CHROMIUM, &browser.page);
     assert_eq!(page.value("getComputedStyle(document.querySelector('.map-connections')).display"), "none");
+    let drawn = "Array.from(document.querySelectorAll('.edge path.line')).filter(l => getComputedStyle(l).display !== 'none' && l.getBoundingClientRect().width > 1).length";
+    assert_eq!(page.value(drawn), 7, "the lines of the picture of requests");
     page.click("document.querySelector('#map-connections').closest('label')");
     page.wait("getComputedStyle(document.querySelector('.map-connections')).display === 'block'");
     assert_eq!(page.value("getComputedStyle(document.querySelector('.map-requests')).display"), "none");
@@ -233,4 +235,13 @@ fn a_link_from_the_table_leads_to_its_line() {
     let dom = browser.dom("#line-3");
     assert!(dom.contains("<article class=\"line on\" id=\"line-3\""), "the line of the address is open");
     assert_eq!(dom.matches("class=\"line on\"").count(), 1);
+    let mut page = Page::open(CHROMIUM, &browser.page);
+    page.click("document.querySelector('#conn-title')");
+    page.click("document.querySelector('table a[href=\"#line-5\"]')");
+    page.wait(&format!("{OPEN} === 'line-5'"));
+    page.wait(
+        "(() => { const r = document.getElementById('line-5').getBoundingClientRect(); \
+         return r.height > 100 && r.top >= 0 && r.bottom <= innerHeight + 1; })()",
+    );
+    assert!(page.complaints.is_empty(), "{:#?}", page.complaints);
 }
