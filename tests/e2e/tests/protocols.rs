@@ -116,7 +116,9 @@ fn record() -> Run {
     std::thread::sleep(Duration::from_millis(1500));
     let folder = tempfile::tempdir().expect("a temporary folder");
     let namespaces = lab.namespaces();
-    let only: Vec<&str> = namespaces.iter().flat_map(|inode| ["--netns", inode.as_str()]).collect();
+    let mut only: Vec<&str> = namespaces.iter().flat_map(|inode| ["--netns", inode.as_str()]).collect();
+    // The client loads its libssl with its first exchange over TLS.
+    only.extend(["--tls-uprobes", "file"]);
     let recorder = Recorder::start(&folder.path().join("capture"), lab.als_port, &only);
     let report = lab.drive(&["--rounds", ROUNDS, "--case-limit", "4s"]);
     let cases = report["cases"].as_array().map_or(0, Vec::len);
