@@ -19,8 +19,10 @@ pub struct Case {
     pub lines: usize,
     /// Of those, full ones.
     pub full: usize,
-    /// Exchanges with more than one line, by nonce. There must be none.
+    /// Exchanges with more than one line of which one is full, by nonce. There must be none.
     pub doubled: Vec<String>,
+    /// Exchanges with more than one line, none of them full: what the kernel saw and what the sidecars logged did not find each other.
+    pub split: usize,
     /// Sockets or instants that are another exchange's. There must be none.
     pub wrong: Vec<String>,
     /// Instants that were held against a call of the truth.
@@ -81,8 +83,12 @@ pub fn judge_exchanges(requests: &[Request], truth: &Truth) -> Exchanges {
         };
         let case = result.cases.entry(sent.case.clone()).or_default();
         case.lines += 1;
-        if seen.insert(sent.nonce, i).is_some() {
-            case.doubled.push(sent.nonce.to_string());
+        if let Some(other) = seen.insert(sent.nonce, i) {
+            if request.coverage.full || requests[other].coverage.full {
+                case.doubled.push(sent.nonce.to_string());
+            } else {
+                case.split += 1;
+            }
         }
         case.full += usize::from(request.coverage.full);
         case.inexact += usize::from(!request.sums());
