@@ -5,11 +5,14 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cargo build --locked -p meshdiff -p meshdiff-lab -p meshdiff-e2e
-cargo build --locked -p meshdiff-probes --example discard --example overhead
+cargo build --locked -p meshdiff-probes --example discard --example overhead --example assembly
 tests/lab/setup.sh >/dev/null
 
 echo "== One exchange on one thread (two sends, two readies, two recvs), probes attached against not"
 target/debug/examples/overhead
+
+echo "== Records into messages and metrics, in user space on one core"
+target/debug/examples/assembly
 
 echo "== Ten thousand connections opened and closed in a second, for ${MESHDIFF_CHURN_SECONDS:=30} s"
 MESHDIFF_CHURN_SECONDS="${MESHDIFF_CHURN_SECONDS}" cargo test --locked -p meshdiff-probes --test churn -- --test-threads=1 --nocapture

@@ -235,8 +235,16 @@ fn u32_at(bytes: &[u8], at: usize) -> Result<u32, DecodeError> {
     field(bytes, at).map(u32::from_ne_bytes)
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Result<u64, DecodeError> {
-    field(bytes, at).map(u64::from_ne_bytes)
+/// Of the head, which is there as a whole.
+#[inline(always)]
+const fn word(head: &[u8; HEAD], at: usize) -> u32 {
+    u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+}
+
+#[inline(always)]
+const fn long(head: &[u8; HEAD], at: usize) -> u64 {
+    let (low, high) = if cfg!(target_endian = "little") { (at, at + 4) } else { (at + 4, at) };
+    word(head, low) as u64 | (word(head, high) as u64) << 32
 }
 
 impl<'a> RawEvent<'a> {
@@ -244,29 +252,29 @@ impl<'a> RawEvent<'a> {
     ///
     /// # Errors
     /// If the record is not one that the probes of this build write.
+    #[inline]
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        if bytes.len() < HEAD {
-            return Err(DecodeError::Short { length: bytes.len() });
-        }
-        let [kind, flags] = field(bytes, 20)?;
+        // All offsets into it are constant, so that they are checked once.
+        let head: &[u8; HEAD] = bytes.first_chunk().ok_or(DecodeError::Short { length: bytes.len() })?;
+        let [kind, flags] = [head[20], head[21]];
         let fin = flags & FLAG_FIN != 0;
-        let seq = SeqNo(u32_at(bytes, 28)?);
-        let aux = u32_at(bytes, 32)?;
+        let seq = SeqNo(word(head, 28));
+        let aux = word(head, 32);
         // `srtt_us` holds eighths of a microsecond (tcp_rtt_estimator); 125 ns each.
-        let srtt = match u32_at(bytes, 36)? {
+        let srtt = match word(head, 36) {
             0 => None,
             eighths => Some(DurationNs(i64::from(eighths) * 125)),
         };
         let extra = Extra {
-            write_took: span(u32_at(bytes, 40)?),
-            read_took: span(u32_at(bytes, 44)?),
+            write_took: span(word(head, 40)),
+            read_took: span(word(head, 44)),
             // Errors are below 4,096 (MAX_ERRNO).
             error: (kind == 5).then_some((aux >> 16) as u16).filter(|errno| *errno != 0).map(Errno),
         };
         let kind = match kind {
             1 => RawKind::Announce(identity(bytes)?),
             2 => {
-                let end = HEAD + usize::from(u16_at(bytes, 22)?);
+                let end = HEAD + usize::from(u16::from_ne_bytes([head[22], head[23]]));
                 let prefix = bytes.get(HEAD..end).ok_or(DecodeError::Short { length: bytes.len() })?;
                 if flags & FLAG_TLS != 0 {
                     RawKind::SendPlaintext { seq, len: aux, prefix }
@@ -291,10 +299,10 @@ impl<'a> RawEvent<'a> {
             other => return Err(DecodeError::UnknownKind(other)),
         };
         Ok(Self {
-            socket: SocketCookie(u64_at(bytes, 0)?),
-            at: MonotonicNs(u64_at(bytes, 8)?),
-            counter: u32_at(bytes, 16)?,
-            tgid: Tgid(u32_at(bytes, 24)?),
+            socket: SocketCookie(long(head, 0)),
+            at: MonotonicNs(long(head, 8)),
+            counter: word(head, 16),
+            tgid: Tgid(word(head, 24)),
             srtt,
             extra,
             kind,
@@ -322,6 +330,7 @@ impl<'a> RawEvent<'a> {
 }
 
 /// A time as the C file's `span` writes it.
+#[inline]
 fn span(coded: u32) -> Option<DurationNs> {
     const LONG: u32 = 1 << 31;
     match coded {

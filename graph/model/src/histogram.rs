@@ -38,6 +38,25 @@ const fn bounds() -> [u64; PER_OCTAVE as usize] {
     table
 }
 
+/// For each 128th of the way from 1.0 to 2.0, how many of the bounds are below its beginning. A bucket is wider than a 128th: within
+/// one lies at most one bound more.
+const BELOW: [u8; 2 * PER_OCTAVE as usize] = below();
+
+const fn below() -> [u8; 2 * PER_OCTAVE as usize] {
+    let mut table = [0; 2 * PER_OCTAVE as usize];
+    let mut cell = 0;
+    while cell < table.len() {
+        let beginning = (1 << 63) + ((cell as u64) << (63 - SCALE - 1));
+        let mut n = 0;
+        while n < BOUNDS.len() && BOUNDS[n] < beginning {
+            n += 1;
+        }
+        table[cell] = n as u8;
+        cell += 1;
+    }
+    table
+}
+
 /// OpenTelemetry's exponential histogram at scale 6, of whole numbers: bucket `i` counts the values `v` with
 /// `base^i < v <= base^(i+1)`, where `base = 2^(2^-6)` = 1.0109; zeros are counted apart.
 /// (<https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram>)
@@ -99,12 +118,14 @@ pub struct Parts {
 }
 
 /// The index of the bucket of a value that is not 0.
+#[inline]
 fn index_of(value: u64) -> i16 {
     let octave = 63 - value.leading_zeros();
     // 1.0 to 2.0, with 63 fraction bits; exact.
     let mantissa = value << value.leading_zeros();
     // Bounds belong to the bucket below, so those that are smaller count.
-    let below = BOUNDS.partition_point(|bound| *bound < mantissa);
+    let below = usize::from(BELOW[(mantissa << 1 >> (64 - SCALE - 1)) as usize]);
+    let below = below + usize::from(BOUNDS.get(below).is_some_and(|bound| *bound < mantissa));
     let index = (octave as i32) * PER_OCTAVE + below as i32 - 1;
     // -1 to 4095.
     index as i16
@@ -155,11 +176,13 @@ impl ExponentialHistogram {
     }
 
     /// Adds a value.
+    #[inline]
     pub fn record(&mut self, value: u64) {
         self.record_n(value, 1);
     }
 
     /// Adds a value `n` times.
+    #[inline]
     pub fn record_n(&mut self, value: u64, n: u64) {
         if n == 0 {
             return;
@@ -182,6 +205,7 @@ impl ExponentialHistogram {
         other.buckets.iter().for_each(|(index, n)| self.add(*index, *n));
     }
 
+    #[inline]
     fn widen(&mut self, min: u64, max: u64) {
         if self.count == 0 {
             (self.min, self.max) = (min, max);
@@ -190,6 +214,7 @@ impl ExponentialHistogram {
         }
     }
 
+    #[inline]
     fn add(&mut self, index: i16, n: u64) {
         let at = self.buckets.partition_point(|b| b.0 < index);
         match self.buckets.get_mut(at) {

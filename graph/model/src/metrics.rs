@@ -98,6 +98,7 @@ impl IoMetrics {
     }
 
     /// Adds the time of a call; `wait` is the part of it in which the call waited for data.
+    #[inline]
     pub fn record_duration(&mut self, duration: DurationNs, wait: Option<DurationNs>) {
         let ns = |span: DurationNs| u64::try_from(span.0).unwrap_or(0);
         self.duration.get_or_insert_default().record(ns(duration));
@@ -146,6 +147,7 @@ impl SocketMetrics {
 
     /// The end of its window, which is the beginning of the next one.
     #[must_use]
+    #[inline]
     pub fn window_end(&self) -> MonotonicNs {
         self.window_start.offset(Self::WINDOW)
     }

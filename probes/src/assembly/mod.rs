@@ -167,8 +167,13 @@ impl Assembler {
     }
 
     /// Takes one record.
+    #[inline]
     pub fn push(&mut self, event: &RawEvent<'_>, sink: &mut impl Sink) {
-        let socket = self.sockets.entry(event.socket).or_insert_with(|| Box::new(SocketState::new(event.socket)));
+        // Almost always it is known, and then nothing is to be made ready for another one.
+        let socket = match self.sockets.get_mut(&event.socket) {
+            Some(socket) => socket,
+            None => self.sockets.entry(event.socket).or_insert_with(|| Box::new(SocketState::new(event.socket))),
+        };
         if let RawKind::Announce(identity) = event.kind {
             socket.identify(identity, event.at);
             return;
@@ -283,6 +288,7 @@ impl<S: Sink> Output<'_, S> {
         self.stats.http2_streams += self.streams.len() as u64;
         self.streams.drain(..).for_each(|stream| self.sink.http2(stream));
     }
+    #[inline]
     fn message(&mut self, message: Option<Message>) {
         if let Some(message) = message {
             self.stats.messages += 1;

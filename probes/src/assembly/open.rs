@@ -1,6 +1,7 @@
 //! A message that is still growing.
 
 use meshdiff_model::{Content, Direction, Message, MonotonicNs, SeqInstant, SeqNo, SeqRange, SocketCookie};
+use std::mem::take;
 
 /// A list this long is emitted at the next look at what grew old. Between two looks pass 100 ms, so that thinning bounds it.
 const LONG: usize = 256;
@@ -15,6 +16,7 @@ pub(super) struct Instants {
 }
 
 impl Instants {
+    #[inline]
     pub(super) fn push(&mut self, instant: SeqInstant, limit: usize) {
         let limit = limit.max(Message::NEVER_THINNED + 1);
         let full = self.list.len() >= limit;
@@ -23,6 +25,8 @@ impl Instants {
                 *last = instant;
                 self.elided = self.elided.saturating_add(1);
             }
+            // Most have one: then it takes no more than that.
+            [] => self.list = vec![instant],
             _ => self.list.push(instant),
         }
     }
@@ -30,9 +34,11 @@ impl Instants {
     fn is_long(&self) -> bool {
         self.list.len() >= LONG
     }
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.list.len()
     }
+    #[inline]
     pub(super) fn last(&self) -> Option<SeqInstant> {
         self.list.last().copied()
     }
@@ -84,6 +90,7 @@ impl Open {
     }
 
     /// Egress: cuts the end back to what TCP took, when that turns out to be less than the last send asked for.
+    #[inline]
     pub(super) fn truncate(&mut self, end: SeqNo) {
         if end.before(self.end) && !end.before(self.start) && self.sends.last().is_some_and(|s| !end.before(s.seq)) {
             self.end = end;
@@ -99,12 +106,14 @@ impl Open {
     }
 
     /// True if all of it was read.
+    #[inline]
     pub(super) fn is_read(&self) -> bool {
         self.recvs.last().is_some_and(|r| !r.seq.before(self.end))
     }
 
-    /// The finished message; `None` if it holds nothing.
-    pub(super) fn finish(self, socket: SocketCookie, direction: Direction) -> Option<Message> {
+    /// The finished message; `None` if it holds nothing. What it takes is gone from here: it is left where it is, because it is large.
+    #[inline]
+    pub(super) fn finish(&mut self, socket: SocketCookie, direction: Direction) -> Option<Message> {
         let seq = SeqRange { start: self.start, end: self.end };
         let empty = self.sends.list.is_empty() && self.readies.list.is_empty() && self.recvs.list.is_empty();
         if seq.is_empty() || empty {
@@ -115,13 +124,13 @@ impl Open {
             direction,
             seq,
             elided: self.sends.elided.saturating_add(self.readies.elided).saturating_add(self.recvs.elided),
-            sends: self.sends.list,
-            held: self.held.list,
-            retransmits: self.retransmits.list,
-            readies: self.readies.list,
-            recvs: self.recvs.list,
+            sends: take(&mut self.sends.list),
+            held: take(&mut self.held.list),
+            retransmits: take(&mut self.retransmits.list),
+            readies: take(&mut self.readies.list),
+            recvs: take(&mut self.recvs.list),
             gap_before: self.gap_before,
-            content: self.content,
+            content: take(&mut self.content),
             head_end: self.head_end,
         })
     }

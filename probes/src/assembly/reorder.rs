@@ -63,6 +63,7 @@ impl Reorder {
     }
 
     /// True if `counter` is in its turn and nothing waits, so that it need not be stored.
+    #[inline]
     pub(super) fn pass(&mut self, counter: u32) -> bool {
         let passes = self.held.is_empty() && counter == self.expected;
         if passes {
@@ -87,6 +88,7 @@ impl Reorder {
         })
     }
 
+    #[inline]
     pub(super) fn is_waiting(&self) -> bool {
         !self.held.is_empty()
     }

@@ -27,6 +27,7 @@ pub(super) struct Event {
 
 impl Event {
     /// The event without what it borrows; `None` for an announcement, which is none.
+    #[inline]
     pub(super) fn from_raw(event: &RawEvent<'_>) -> Option<Self> {
         let kind = match event.kind {
             RawKind::Announce(_) => return None,
@@ -197,11 +198,13 @@ impl SocketState {
         self.changed = true;
     }
 
+    #[inline]
     fn see(&mut self, at: MonotonicNs) {
         self.seen = Some(self.seen.map_or((at, at), |(first, last)| (first.min(at), last.max(at))));
         self.changed = true;
     }
 
+    #[inline]
     pub(super) fn apply(&mut self, event: Event, out: &mut Output<'_, impl Sink>) {
         self.see(event.at);
         self.srtt = event.srtt.or(self.srtt);
@@ -243,6 +246,7 @@ impl SocketState {
     }
 
     /// Counts what happened.
+    #[inline]
     fn count(&mut self, event: &Event, out: &mut Output<'_, impl Sink>) {
         let (at, counting) = (event.at, &mut self.counting);
         let emit = &mut |row| out.sink.metrics(row);
@@ -283,6 +287,7 @@ impl SocketState {
         }
     }
 
+    #[inline]
     fn send(&mut self, begin: SeqInstant, len: u32, found: Option<Recognised>, out: &mut Output<'_, impl Sink>) {
         let end = begin.seq.advance(len);
         self.egress.begun = true;
@@ -337,6 +342,7 @@ impl SocketState {
 
     /// Remembers that the socket speaks TLS. A hello says so anywhere (after a STARTTLS, in a CONNECT's tunnel); any other record only
     /// where nothing was recognised before, because a body can hold such bytes.
+    #[inline]
     fn note_tls(&mut self, found: Option<&Recognised>, hello: Option<Box<TlsInfo>>) {
         if let Some(hello) = hello {
             self.tls = Some(self.tls.take().unwrap_or_default().and(&hello));
@@ -350,15 +356,18 @@ impl SocketState {
     }
 
     /// True if several requests share the socket, so that every instant may be one's.
+    #[inline]
     fn is_http2(&self) -> bool {
         self.http2.as_ref().is_some_and(|f| f.is_certain())
     }
 
+    #[inline]
     fn most_instants(&self, limits: &Limits) -> usize {
         if self.is_http2() { limits.instants * MULTIPLEXED } else { limits.instants }
     }
 
     /// True if what was found begins a message of its own, also within a turn.
+    #[inline]
     fn is_new_head(&self, found: Option<&Recognised>) -> bool {
         let (Some(found), Some(open)) = (found, &self.egress.open) else { return false };
         match &found.content {
@@ -378,6 +387,7 @@ impl SocketState {
     }
 
     /// Bytes up to `end` have arrived, of which those from `unread` on were not read yet.
+    #[inline]
     fn arrived(&mut self, end: SeqNo, unread: SeqNo, at: MonotonicNs, out: &mut Output<'_, impl Sink>) -> bool {
         let start = self.ingress.end.unwrap_or(unread);
         if !start.before(end) {
@@ -397,6 +407,7 @@ impl SocketState {
         true
     }
 
+    #[inline]
     fn ready(&mut self, until: SeqInstant, copied_seq: SeqNo, out: &mut Output<'_, impl Sink>) {
         let limit = self.most_instants(out.limits);
         // No new byte: a FIN, or a call that comes late.
@@ -407,6 +418,7 @@ impl SocketState {
         }
     }
 
+    #[inline]
     fn recv(&mut self, until: SeqInstant, len: u32, out: &mut Output<'_, impl Sink>) {
         let SeqInstant { seq: end, at } = until;
         let begin = SeqNo(end.0.wrapping_sub(len));
@@ -505,25 +517,36 @@ impl SocketState {
         self.ingress.recv_gap = true;
     }
 
+    #[inline]
     fn close_egress(&mut self, out: &mut Output<'_, impl Sink>) {
-        let open = self.egress.open.take();
-        out.message(open.and_then(|o| o.finish(self.cookie, Direction::Egress)));
-    }
-
-    /// Ends the ingress message; it waits if it was not read to its end.
-    fn close_ingress(&mut self, out: &mut Output<'_, impl Sink>) {
-        let Some(open) = self.ingress.open.take() else { return };
-        self.emit_unread(out);
-        if open.is_read() {
-            out.message(open.finish(self.cookie, Direction::Ingress));
-        } else {
-            self.ingress.unread = Some(open);
+        if let Some(open) = &mut self.egress.open {
+            out.message(open.finish(self.cookie, Direction::Egress));
+            self.egress.open = None;
         }
     }
 
+    /// Ends the ingress message; it waits if it was not read to its end.
+    #[inline]
+    fn close_ingress(&mut self, out: &mut Output<'_, impl Sink>) {
+        if self.ingress.open.is_none() {
+            return;
+        }
+        self.emit_unread(out);
+        match &mut self.ingress.open {
+            Some(open) if open.is_read() => {
+                out.message(open.finish(self.cookie, Direction::Ingress));
+                self.ingress.open = None;
+            }
+            open => self.ingress.unread = open.take(),
+        }
+    }
+
+    #[inline]
     fn emit_unread(&mut self, out: &mut Output<'_, impl Sink>) {
-        let unread = self.ingress.unread.take();
-        out.message(unread.and_then(|o| o.finish(self.cookie, Direction::Ingress)));
+        if let Some(unread) = &mut self.ingress.unread {
+            out.message(unread.finish(self.cookie, Direction::Ingress));
+            self.ingress.unread = None;
+        }
     }
 
     /// Emits messages that grew old.
@@ -547,7 +570,7 @@ impl SocketState {
 
     /// Emits an ingress message that grew old. What was not read of it goes on waiting.
     fn emit_aged(&mut self, aged: Option<Open>, now: MonotonicNs, out: &mut Output<'_, impl Sink>) {
-        let Some(aged) = aged else { return };
+        let Some(mut aged) = aged else { return };
         if !aged.is_read() {
             let (start, end) = (aged.recvs.last().map_or(aged.start, |read| read.seq), aged.end);
             let gap_before = aged.gap_before && aged.recvs.last().is_none();
@@ -590,7 +613,7 @@ impl SocketState {
         self.close_egress(out);
         self.emit_unread(out);
         let open = self.ingress.open.take();
-        out.message(open.and_then(|o| o.finish(self.cookie, Direction::Ingress)));
+        out.message(open.and_then(|mut o| o.finish(self.cookie, Direction::Ingress)));
         match self.snapshot() {
             Some(socket) => out.sink.socket(socket),
             None => out.stats.unidentified_sockets += 1,

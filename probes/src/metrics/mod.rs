@@ -3,6 +3,7 @@
 //! A socket has at most one open window, so memory is bounded by open sockets. What becomes known only after its window was closed
 //! goes out as another row of that window (see [`SocketMetrics`]).
 
+mod pending;
 mod reasons;
 
 #[cfg(test)]
@@ -10,7 +11,8 @@ mod tests;
 
 pub use reasons::DropReasons;
 
-use meshdiff_model::{DropReason, DurationNs, MonotonicNs, SeqNo, SocketCookie, SocketMetrics};
+use meshdiff_model::{DropReason, DurationNs, ExponentialHistogram, MonotonicNs, SeqNo, SocketCookie, SocketMetrics};
+use pending::Pending;
 
 /// How long after its end a window stays open: records reach the ring and the reader with some delay.
 const GRACE: DurationNs = DurationNs::from_millis(1_000);
@@ -34,11 +36,42 @@ pub(crate) struct Read {
     pub(crate) took: Option<DurationNs>,
 }
 
+/// What goes into the histograms of a window. Every one of them is empty where no window is open.
+#[derive(Debug)]
+struct Values {
+    write: Pending,
+    read: Pending,
+    wait: Pending,
+    rtt: Pending,
+}
+
+impl Values {
+    const fn new() -> Self {
+        Self { write: Pending::new(), read: Pending::new(), wait: Pending::new(), rtt: Pending::new() }
+    }
+
+    /// Hands on all of them.
+    #[cold]
+    fn flush(&mut self, row: &mut SocketMetrics) {
+        let histogram = |pending: &mut Pending, to: &mut Option<ExponentialHistogram>| {
+            if !pending.is_empty() {
+                pending.flush(to.get_or_insert_default());
+            }
+        };
+        histogram(&mut self.write, &mut row.write.duration);
+        histogram(&mut self.read, &mut row.read.duration);
+        histogram(&mut self.wait, &mut row.read.wait);
+        self.rtt.flush(&mut row.rtt);
+    }
+}
+
 /// The metrics of one socket.
 #[derive(Debug)]
 pub(crate) struct Counting {
     socket: SocketCookie,
     open: Option<Box<SocketMetrics>>,
+    /// Values for the histograms of the open window.
+    pending: Values,
     /// The last write.
     write: Option<Write>,
     /// When the bytes came that ended the last time in which there was nothing to read.
@@ -49,10 +82,11 @@ pub(crate) struct Counting {
 
 impl Counting {
     pub(crate) const fn new(socket: SocketCookie) -> Self {
-        Self { socket, open: None, write: None, came: None, arrived: None }
+        Self { socket, open: None, pending: Values::new(), write: None, came: None, arrived: None }
     }
 
     /// The window of an instant, with what came before it handed on.
+    #[inline]
     fn window(&mut self, at: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) -> &mut SocketMetrics {
         // Events of two processors can be a little out of order: what is older than the window counts in it.
         if self.open.as_ref().is_some_and(|open| open.window_end() <= at) {
@@ -62,12 +96,15 @@ impl Counting {
     }
 
     fn close(&mut self, out: &mut impl FnMut(SocketMetrics)) {
-        if let Some(row) = self.open.take().filter(|row| !row.is_empty()) {
+        let Some(mut row) = self.open.take() else { return };
+        self.pending.flush(&mut row);
+        if !row.is_empty() {
             out(*row);
         }
     }
 
     /// A write began: `len` bytes from `seq` on were offered to TCP.
+    #[inline]
     pub(crate) fn write(
         &mut self,
         at: MonotonicNs,
@@ -80,14 +117,15 @@ impl Counting {
         let row = self.window(at, out);
         row.write.calls += 1;
         row.write.bytes += u64::from(len);
-        if let Some(srtt) = srtt {
-            row.rtt.record(srtt.0.unsigned_abs());
-        }
         self.write = Some(Write { window: row.window_start, seq, len });
+        if let (Some(srtt), Some(row)) = (srtt, &mut self.open) {
+            self.pending.rtt.record(srtt, &mut row.rtt);
+        }
     }
 
     /// TCP has taken all bytes before `seq` and none behind it: the last write may have offered more. (In a window that is closed
     /// already it is left at that.)
+    #[inline]
     pub(crate) fn taken_until(&mut self, seq: SeqNo) {
         let Some(write) = &mut self.write else { return };
         let taken = write.seq.distance(seq);
@@ -103,11 +141,14 @@ impl Counting {
     }
 
     /// How long the last write took; told by a record that came later.
+    #[inline]
     pub(crate) fn write_took(&mut self, took: DurationNs, out: &mut impl FnMut(SocketMetrics)) {
         // Without its beginning it is no write that was counted.
         let Some(write) = self.write else { return };
         match &mut self.open {
-            Some(row) if row.window_start == write.window => row.write.record_duration(took, None),
+            Some(row) if row.window_start == write.window => {
+                self.pending.write.record(took, row.write.duration.get_or_insert_default());
+            }
             _ => {
                 let mut late = SocketMetrics::at(self.socket, write.window);
                 late.write.record_duration(took, None);
@@ -117,6 +158,7 @@ impl Counting {
     }
 
     /// Bytes before `end` can be read, of which those from `unread` on were not yet.
+    #[inline]
     pub(crate) fn ready(&mut self, at: MonotonicNs, end: SeqNo, unread: SeqNo) {
         let nothing_was_there = self.arrived.is_none_or(|arrived| !unread.before(arrived));
         if nothing_was_there && unread.before(end) {
@@ -128,6 +170,7 @@ impl Counting {
     }
 
     /// A read returned bytes up to `end`.
+    #[inline]
     pub(crate) fn read(&mut self, read: Read, end: SeqNo, out: &mut impl FnMut(SocketMetrics)) {
         if self.arrived.is_none_or(|arrived| arrived.before(end)) {
             self.arrived = Some(end);
@@ -143,8 +186,9 @@ impl Counting {
         let row = self.window(read.at, out);
         row.read.calls += 1;
         row.read.bytes += u64::from(read.len);
-        if let Some((took, wait)) = read.took.zip(wait) {
-            row.read.record_duration(took, Some(wait));
+        if let (Some((took, wait)), Some(row)) = (read.took.zip(wait), &mut self.open) {
+            self.pending.read.record(took, row.read.duration.get_or_insert_default());
+            self.pending.wait.record(wait, row.read.wait.get_or_insert_default());
         }
     }
 
