@@ -254,12 +254,17 @@ impl Exchange {
         endpoints: &[Endpoint],
         seen_until: Option<MonotonicNs>,
     ) -> Option<Flow> {
-        let head = match &self.stream {
-            Some(stream) => Some(stream.head_if_alone(Direction::Egress)?),
-            None => None,
-        };
         let from = connection.client.map(|i| &endpoints[i].egress);
         let to = connection.server.map(|i| &endpoints[i].ingress);
+        let head = match &self.stream {
+            Some(stream) => {
+                if let Some(places) = stream.places(Direction::Egress) {
+                    return places.flow(whole_flow(from, to, true, self.request, seen_until));
+                }
+                Some(stream.head_if_alone(Direction::Egress)?)
+            }
+            None => None,
+        };
         let flow = flow(from, to, connection.client.is_some(), self.request, seen_until)?;
         Some(Flow { head: head.or(flow.head), ..flow })
     }
@@ -293,13 +298,16 @@ impl Exchange {
         not_before: Option<MonotonicNs>,
         seen_until: Option<MonotonicNs>,
     ) -> Option<Flow> {
+        let from = connection.server.map(|i| &endpoints[i].egress);
+        let to = connection.client.map(|i| &endpoints[i].ingress);
         // What lies between a stream's frames is other streams'.
+        if let Some(places) = self.stream.as_ref().and_then(|s| s.places(Direction::Ingress)) {
+            return places.flow(whole_flow(from, to, false, self.response?, seen_until));
+        }
         let (head, (range, told)) = match &self.stream {
             Some(stream) => (Some(stream.head_if_alone(Direction::Ingress)?), (self.response?, true)),
             None => (None, self.response_range(connection, endpoints, not_before)?),
         };
-        let from = connection.server.map(|i| &endpoints[i].egress);
-        let to = connection.client.map(|i| &endpoints[i].ingress);
         let flow = flow(from, to, connection.client.is_none(), range, seen_until).filter(|_| told)?;
         Some(Flow { head: head.or(flow.head), ..flow })
     }
@@ -400,11 +408,24 @@ fn flow(
     range: (Offset, Offset),
     seen_until: Option<MonotonicNs>,
 ) -> Option<Flow> {
+    let flow = whole_flow(from, to, sender_positions, range, seen_until);
+    let in_pieces = [&flow.sent, &flow.ready, &flow.read].iter().any(|p| p.marks().len() > 1);
+    (in_pieces || !flow.held.is_empty() || !flow.retransmits.is_empty()).then_some(flow)
+}
+
+/// The same, also of what crossed in one piece.
+fn whole_flow(
+    from: Option<&Stream>,
+    to: Option<&Stream>,
+    sender_positions: bool,
+    range: (Offset, Offset),
+    seen_until: Option<MonotonicNs>,
+) -> Flow {
     let (sent, received) = positions(from, to, sender_positions, range);
     let (from, to) = (from.filter(|f| !f.is_empty()), to.filter(|t| !t.is_empty()));
     let [held, retransmits] = from.map(|f| f.hindrances(sent.0, sent.1)).unwrap_or_default();
     let head = from.and_then(|f| f.piece_at(sent.0).filter(|p| p.start == sent.0)?.head_end);
-    let flow = Flow {
+    Flow {
         bytes: u64::try_from(range.1 - range.0).unwrap_or(0),
         head: head.and_then(|end| u64::try_from(end.min(sent.1) - sent.0).ok()),
         sent: from.map_or_else(Progress::unknown, |f| f.sent_progress(sent.0, sent.1)),
@@ -412,9 +433,7 @@ fn flow(
         read: to.map_or_else(Progress::unknown, |t| t.recv_progress(received.0, received.1, seen_until)),
         held,
         retransmits,
-    };
-    let in_pieces = [&flow.sent, &flow.ready, &flow.read].iter().any(|p| p.marks().len() > 1);
-    (in_pieces || !flow.held.is_empty() || !flow.retransmits.is_empty()).then_some(flow)
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
+use crate::http2_places::Places;
 use crate::stream::{Offset, Stream};
 use meshdiff_model::{Content, Crossing, Direction, Http2Fields, Http2Gap, Http2Stream, MonotonicNs, SocketCookie};
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +31,9 @@ const OTHER_FRAMES: i64 = 256;
 pub(crate) struct StreamFacts {
     request: Part,
     response: Option<Part>,
+    /// Where their bytes lie, if all of them were seen.
+    request_places: Option<Places>,
+    response_places: Option<Places>,
     /// Payload of DATA frames, if all of them were seen.
     pub(crate) request_data: Option<u64>,
     pub(crate) response_data: Option<u64>,
@@ -153,6 +157,14 @@ impl Part {
 }
 
 impl StreamFacts {
+    /// Where the bytes of a direction lie among those of the connection.
+    pub(crate) const fn places(&self, way: Direction) -> Option<&Places> {
+        match way {
+            Direction::Egress => self.request_places.as_ref(),
+            Direction::Ingress => self.response_places.as_ref(),
+        }
+    }
+
     /// Bytes of the header block, if the stream had the connection to itself from its first byte of a direction to its last: only then does
     /// what is known of the connection's bytes tell of its own.
     pub(crate) fn head_if_alone(&self, way: Direction) -> Option<u64> {
@@ -208,9 +220,14 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint],
             request_id: row.fields.request_id.clone(),
         };
         let broken = |row: &Http2Stream| row.gap.is_some_and(|g| g != Http2Gap::StillOpen);
+        let places =
+            |row: &Http2Stream, part: Part, stream: &Stream| Places::of(row, row.head?, part.start, part.end, stream);
+        let answered = answer.zip(server).zip(response);
         let facts = StreamFacts {
             request,
             response,
+            request_places: places(row, request, &client.egress),
+            response_places: answered.and_then(|((row, server), part)| places(row, part, &server.egress)),
             request_data: row.end.map(|_| row.data_bytes),
             response_data: answer.filter(|a| a.end.is_some()).map(|a| a.data_bytes),
             fields,

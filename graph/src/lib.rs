@@ -7,6 +7,7 @@
 mod connection;
 mod exchange;
 mod http2;
+mod http2_places;
 mod join;
 pub mod lines;
 mod mesh;

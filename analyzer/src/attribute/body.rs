@@ -42,7 +42,7 @@ pub(super) fn until_answered(
             return SERVER;
         }
         match (request.unread(at), request.in_flight(at)) {
-            (Some(false), Some(true)) => (Segment::Transfer, request.hindrance(at), Evidence::Kernel),
+            (Some(false), Some(true)) => (Segment::Transfer, request.hindrance(at), request.certainty(at)),
             // Who answers without more of the request did not wait for it.
             (Some(false), Some(false)) if request.next_arrival(at).is_none_or(|next| next > to) => SERVER,
             (Some(false), Some(false)) => CLIENT,
@@ -66,7 +66,7 @@ pub(super) fn until_read(
     let local = hop.response[2].send.is_none();
     let verdict = |at: MonotonicNs| match (response.unread(at), response.in_flight(at)) {
         (Some(true), _) => CLIENT,
-        (Some(false), Some(true)) => (Segment::Transfer, response.hindrance(at), Evidence::Kernel),
+        (Some(false), Some(true)) => (Segment::Transfer, response.hindrance(at), response.certainty(at)),
         // What a proxy answers by itself, or what it does before a server that was not seen, is no application's time.
         (Some(false), Some(false)) if local => (Segment::Transfer, None, Evidence::Kernel),
         (Some(false), Some(false)) => next_of_response(&request, &response, at),
@@ -86,7 +86,7 @@ fn next_of_response(request: &Way<'_>, response: &Way<'_>, at: MonotonicNs) -> V
         return STREAMING;
     }
     match (request.unread(at), request.in_flight(at)) {
-        (Some(false), Some(true)) => (Segment::Transfer, request.hindrance(at), Evidence::Kernel),
+        (Some(false), Some(true)) => (Segment::Transfer, request.hindrance(at), request.certainty(at)),
         (Some(false), Some(false)) => CLIENT,
         _ => UNTOLD,
     }

@@ -1,7 +1,7 @@
 //! Where a message's bytes are at an instant.
 
 use super::hindrance::{Cause, Hindrances};
-use meshdiff_model::{Crossing, Detail, Flow, JoinedHop, Link, MonotonicNs};
+use meshdiff_model::{Crossing, Detail, Evidence, Flow, JoinedHop, Link, MonotonicNs};
 use std::borrow::Cow;
 
 /// A message's way from the application that sent it to the one that reads it, link by link.
@@ -13,6 +13,9 @@ pub(super) struct Way<'a> {
     heads: Option<[u64; 2]>,
     /// False if the instants of different links cannot be compared.
     one_clock: bool,
+    /// It is a stream of HTTP/2: whoever reads its connection may still not let it go on (RFC 9113, section 5.2), which no
+    /// instant tells.
+    has_window: bool,
 }
 
 impl<'a> Way<'a> {
@@ -20,24 +23,24 @@ impl<'a> Way<'a> {
     pub(super) fn of_request(hop: &'a JoinedHop) -> Self {
         let links = links(hop).iter().map(|&l| (hop.request_on(l), hop.flows.request[l as usize].as_deref()));
         let logged = [&hop.server_log, &hop.client_log].map(|l| l.as_ref().map(|l| l.request_body_bytes));
-        Self::new(links.collect(), logged, one_clock(hop))
+        Self::new(links.collect(), logged, hop)
     }
 
     /// The response's way, from where it came.
     pub(super) fn of_response(hop: &'a JoinedHop) -> Self {
         let links = links(hop).iter().rev().map(|&l| (hop.response_on(l), hop.flows.response[l as usize].as_deref()));
         let logged = [&hop.client_log, &hop.server_log].map(|l| l.as_ref().map(|l| l.response_body_bytes));
-        Self::new(links.collect(), logged, one_clock(hop))
+        Self::new(links.collect(), logged, hop)
     }
 
-    fn new(links: Vec<(&'a Crossing, Option<&'a Flow>)>, logged: [Option<u64>; 2], one_clock: bool) -> Self {
+    fn new(links: Vec<(&'a Crossing, Option<&'a Flow>)>, logged: [Option<u64>; 2], hop: &JoinedHop) -> Self {
         let links: Vec<Cow<'a, Flow>> = links
             .into_iter()
             .map(|(crossing, flow)| flow.map_or_else(|| Cow::Owned(Flow::of(crossing)), Cow::Borrowed))
             .collect();
         let hindrances = links.iter().map(|flow| Hindrances::of(flow)).collect();
         let heads = heads(&links, logged);
-        Self { links, hindrances, heads, one_clock }
+        Self { links, hindrances, heads, one_clock: one_clock(hop), has_window: hop.http2.is_some() }
     }
 
     fn first(&self) -> &Flow {
@@ -95,6 +98,14 @@ impl<'a> Way<'a> {
             }
             None => self.moves_on(at),
         }
+    }
+
+    /// How certain it is that what is in flight waits for the way itself. A proxy that keeps bytes of a stream while nothing of it moves
+    /// on the connection to its destination may have to: the application there reads, but grants no more.
+    pub(super) fn certainty(&self, at: MonotonicNs) -> Evidence {
+        let last = self.last();
+        let moves = more(last.sent.at(at), last.ready.at(at)) == Some(true);
+        if self.has_window && !moves { Evidence::Bound } else { Evidence::Kernel }
     }
 
     /// True if bytes are under way somewhere, told without comparing positions of different links: sent and not ready, ready and not
@@ -208,8 +219,14 @@ fn links(hop: &JoinedHop) -> &'static [Link] {
     }
 }
 
-/// False if a message was ready between the sidecars before it was sent: then the two read different clocks.
+/// False if a message arrived before it was sent: then the two nodes read different clocks.
 fn one_clock(hop: &JoinedHop) -> bool {
-    let forward = |c: &Crossing| !matches!((c.send, c.ready), (Some(send), Some(ready)) if ready < send);
-    forward(hop.request_on(Link::Network)) && forward(hop.response_on(Link::Network))
+    let forward = |send, ready| !matches!((send, ready), (Some(send), Some(ready)) if ready < send);
+    let crosses = |c: &Crossing| forward(c.send, c.ready);
+    let [near, network, far] = Link::ALL;
+    // Where streams share the connection between the sidecars there are no instants on it; those around it are in this order, too.
+    crosses(hop.request_on(network))
+        && crosses(hop.response_on(network))
+        && forward(hop.request_on(near).send, hop.request_on(far).ready)
+        && forward(hop.response_on(far).send, hop.response_on(near).ready)
 }

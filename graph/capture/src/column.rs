@@ -11,7 +11,7 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{
     DataType, Field, FieldRef, Fields, Int16Type, Int64Type, Schema, SchemaRef, UInt16Type, UInt32Type, UInt64Type,
 };
-use meshdiff_model::SeqInstant;
+use meshdiff_model::{Http2Data, SeqInstant};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -268,6 +268,47 @@ pub(crate) fn instants<R>(
             at.append_value(instant.at.0);
         }
         let items = StructArray::new(instant_fields(), vec![Arc::new(seq.finish()), Arc::new(at.finish())], None);
+        let offsets = OffsetBuffer::from_lengths(rows.iter().map(|r| get(r).len()));
+        Arc::new(ListArray::new(Arc::clone(&item), offsets, Arc::new(items), None)) as ArrayRef
+    };
+    Column::new(name, data_type, false, Packing::Delta, Box::new(encode))
+}
+
+fn data_run_fields() -> Fields {
+    let ns = HashMap::from([("unit".to_owned(), "ns".to_owned())]);
+    Fields::from(vec![
+        Field::new("seq", DataType::UInt32, false),
+        Field::new("at_ns", DataType::UInt64, false).with_metadata(ns),
+        Field::new("end_seq", DataType::UInt32, false),
+        Field::new("bytes", DataType::UInt64, false),
+        Field::new("frames", DataType::UInt32, false),
+    ])
+}
+
+pub(crate) fn data_runs<R>(
+    name: &'static str,
+    get: impl for<'a> Fn(&'a R) -> &'a [Http2Data] + Send + Sync + 'static,
+) -> Column<R> {
+    let item: FieldRef = Arc::new(Field::new(ELEMENT, DataType::Struct(data_run_fields()), false));
+    let data_type = DataType::List(Arc::clone(&item));
+    let encode = move |rows: &[R]| {
+        let (mut seq, mut at, mut end) = (UInt32Builder::new(), UInt64Builder::new(), UInt32Builder::new());
+        let (mut bytes, mut frames) = (UInt64Builder::new(), UInt32Builder::new());
+        for run in rows.iter().flat_map(&get) {
+            seq.append_value(run.first.seq.0);
+            at.append_value(run.first.at.0);
+            end.append_value(run.end.0);
+            bytes.append_value(run.bytes);
+            frames.append_value(run.frames);
+        }
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(seq.finish()),
+            Arc::new(at.finish()),
+            Arc::new(end.finish()),
+            Arc::new(bytes.finish()),
+            Arc::new(frames.finish()),
+        ];
+        let items = StructArray::new(data_run_fields(), columns, None);
         let offsets = OffsetBuffer::from_lengths(rows.iter().map(|r| get(r).len()));
         Arc::new(ListArray::new(Arc::clone(&item), offsets, Arc::new(items), None)) as ArrayRef
     };

@@ -8,7 +8,7 @@ use arrow::array::{
     StringArray,
 };
 use arrow::datatypes::{Int16Type, UInt32Type, UInt64Type};
-use meshdiff_model::{MonotonicNs, SeqInstant, SeqNo};
+use meshdiff_model::{Http2Data, MonotonicNs, SeqInstant, SeqNo};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -107,6 +107,17 @@ impl<'a> View<'a> {
         let seq = items.column_by_name("seq").and_then(|c| c.as_primitive_opt::<UInt32Type>()).ok_or_else(wrong)?;
         let at = items.column_by_name("at_ns").and_then(|c| c.as_primitive_opt::<UInt64Type>()).ok_or_else(wrong)?;
         Ok(Instants { name, list, seq, at })
+    }
+    pub(crate) fn data_runs(&self, name: &'static str) -> Result<DataRuns<'a>, PartError> {
+        let first = self.instants(name)?;
+        let list: &ListArray = self.column(name)?;
+        let wrong = || PartError::WrongType { column: name, found: list.data_type().to_string() };
+        let items = list.values().as_struct_opt().ok_or_else(wrong)?;
+        let end = items.column_by_name("end_seq").and_then(|c| c.as_primitive_opt::<UInt32Type>());
+        let bytes = items.column_by_name("bytes").and_then(|c| c.as_primitive_opt::<UInt64Type>());
+        let frames = items.column_by_name("frames").and_then(|c| c.as_primitive_opt::<UInt32Type>());
+        let (end, bytes, frames) = (end.ok_or_else(wrong)?, bytes.ok_or_else(wrong)?, frames.ok_or_else(wrong)?);
+        Ok(DataRuns { first, end, bytes, frames })
     }
 }
 
@@ -242,6 +253,30 @@ impl Instants<'_> {
             return Err(bad);
         }
         Ok(range.map(|i| SeqInstant { seq: SeqNo(self.seq.value(i)), at: MonotonicNs(self.at.value(i)) }).collect())
+    }
+}
+
+/// A list of where a stream's DATA frames are.
+pub(crate) struct DataRuns<'a> {
+    first: Instants<'a>,
+    end: &'a PrimitiveArray<UInt32Type>,
+    bytes: &'a PrimitiveArray<UInt64Type>,
+    frames: &'a PrimitiveArray<UInt32Type>,
+}
+
+impl DataRuns<'_> {
+    pub(crate) fn get(&self, row: usize) -> Result<Vec<Http2Data>, BadCell> {
+        let first = self.first.get(row)?;
+        let bad = BadCell { column: self.first.name };
+        let list = self.first.list;
+        let items = self.end.len().min(self.bytes.len()).min(self.frames.len());
+        let range = range(list.value_offsets(), list.is_null(row), row, items).ok_or(bad)?;
+        let run = |(i, first)| {
+            let null = self.end.is_null(i) || self.bytes.is_null(i) || self.frames.is_null(i);
+            let (end, bytes, frames) = (SeqNo(self.end.value(i)), self.bytes.value(i), self.frames.value(i));
+            if null { Err(bad) } else { Ok(Http2Data { first, end, bytes, frames }) }
+        };
+        range.zip(first).map(run).collect()
     }
 }
 

@@ -243,6 +243,30 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn http2_streams()(
+        socket in any::<u64>(), stream in any::<u32>(), ends in (seq(), mono(), seq(), mono()),
+        head in option::of((seq(), seq())), end in option::of(seq()), counts in (any::<u32>(), any::<u64>(), any::<u32>()),
+        data in vec((seq(), mono(), seq(), any::<u64>(), any::<u32>()), 0..4), reset in option::of(any::<u32>()),
+        gap in option::of(prop::sample::select(vec![Http2Gap::StillOpen, Http2Gap::NotSeen, Http2Gap::TooMany])),
+        from_the_beginning in any::<bool>(), texts in (option::of(text()), option::of(text()), option::of(text())),
+        numbers in (option::of(any::<u16>()), option::of(any::<bool>()), option::of(any::<u16>())),
+    ) -> Http2Stream {
+        let run = |(seq, at, end, bytes, frames)| Http2Data { first: SeqInstant { seq, at }, end, bytes, frames };
+        Http2Stream {
+            socket: SocketCookie(socket), stream,
+            first: SeqInstant { seq: ends.0, at: ends.1 }, last: SeqInstant { seq: ends.2, at: ends.3 },
+            head: head.map(|(start, end)| SeqRange { start, end }), end,
+            frames: counts.0, data_bytes: counts.1, interim: counts.2, data: data.into_iter().map(run).collect(),
+            reset, gap, from_the_beginning,
+            fields: Http2Fields {
+                method: texts.0, path: texts.1, request_id: texts.2.map(RequestId),
+                status: numbers.0, grpc: numbers.1, grpc_status: numbers.2,
+            },
+        }
+    }
+}
+
 fn last_by<R: Clone, K: Ord>(rows: &[R], key: impl Fn(&R) -> K) -> Vec<R> {
     rows.iter().map(|r| (key(r), r.clone())).collect::<BTreeMap<_, _>>().into_values().collect()
 }
@@ -254,7 +278,7 @@ proptest! {
     fn what_is_written_is_read(
         sockets in vec(sockets(), 0..12), messages in vec(messages(), 0..24), access_logs in vec(access_logs(), 0..12),
         proxies in vec(proxies(), 0..6), processes in vec(processes(), 0..6), events in vec(events(), 0..12),
-        metrics in vec(metrics(), 0..9), roll_every in 1_usize..9, in_memory in 1_usize..9,
+        metrics in vec(metrics(), 0..9), streams in vec(http2_streams(), 0..12), roll_every in 1_usize..9, in_memory in 1_usize..9,
     ) {
         let tmp = tempfile::tempdir().expect("a folder");
         let dir = tmp.path().join("capture");
@@ -264,6 +288,7 @@ proptest! {
             writer.write_message(m.clone()).expect("written");
             if i % roll_every == 0 { writer.roll(&common::meta()).expect("rolled"); }
         }
+        for s in &streams { writer.write_http2(s.clone()).expect("written"); }
         for s in &sockets { writer.write_socket(s.clone()).expect("written"); }
         for h in &access_logs { writer.write_access_log(h.clone()).expect("written"); }
         for m in &metrics { writer.write_metrics(m.clone()).expect("written"); }
@@ -283,6 +308,9 @@ proptest! {
         expected.sort_by_key(|m| (m.socket, m.direction));
         prop_assert_eq!(data.messages, expected);
         prop_assert_eq!(data.access_logs, access_logs);
+        let mut streams = streams;
+        streams.sort_by_key(|s| s.socket);
+        prop_assert_eq!(data.http2_streams, streams);
         let mut rows = BTreeMap::new();
         for m in &metrics {
             rows.entry((m.socket, m.window_start)).and_modify(|r: &mut SocketMetrics| r.merge(m)).or_insert_with(|| m.clone());

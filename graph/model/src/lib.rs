@@ -39,7 +39,7 @@ pub use flow::{Flow, Flows, Mark, Progress};
 pub use histogram::{Bucket, ExponentialHistogram, HistogramError, Parts as HistogramParts};
 pub use hop::{AccessLogType, HopProtocol, HopSide, HopTimings, Side};
 pub use hop_details::{HopBytes, HopDetails, HopFailure, HopTags, HopTls, Peer};
-pub use http2::{Http2Fields, Http2Gap, Http2Stream};
+pub use http2::{Http2Data, Http2Fields, Http2Gap, Http2Stream};
 pub use ids::{NetnsId, NodeId, RequestId, SocketCookie, Tgid};
 pub use join::{AmbiguityReason, JoinOutcome, UnmatchedReason};
 pub use joined::{Crossing, JoinedHop, Link};

@@ -411,6 +411,7 @@ fn grpc_is_told_by_its_headers() {
             end: None,
             frames: 1,
             data_bytes: 0,
+            data: vec![],
             interim: 0,
             reset: None,
             gap: None,

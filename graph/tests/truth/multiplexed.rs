@@ -5,9 +5,9 @@ use super::check::Nobody;
 use meshdiff_graph::{HopInput, MeshGraph};
 use meshdiff_model::{
     AccessLogType, ClockAnchor, ClockSample, Content, Crossing, Direction, DownstreamDirectRemoteAddr,
-    DownstreamLocalAddr, DurationNs, HopDetails, HopProtocol, HopSide, HopTimings, Http2Fields, Http2Gap, Http2Stream,
-    JoinOutcome, LocalAddr, Message, MonotonicNs, NetnsId, NodeId, PeerAddr, RequestId, SeqInstant, SeqNo, SeqRange,
-    Side, Socket, SocketCookie, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
+    DownstreamLocalAddr, DurationNs, Flow, HopDetails, HopProtocol, HopSide, HopTimings, Http2Data, Http2Fields,
+    Http2Gap, Http2Stream, JoinOutcome, LocalAddr, Message, MonotonicNs, NetnsId, NodeId, PeerAddr, RequestId,
+    SeqInstant, SeqNo, SeqRange, Side, Socket, SocketCookie, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
 };
 use proptest::prelude::*;
 use rand::rngs::StdRng;
@@ -85,6 +85,7 @@ impl Way {
                 end: None,
                 frames: 0,
                 data_bytes: 0,
+                data: vec![],
                 interim: 0,
                 reset: None,
                 gap: None,
@@ -93,7 +94,11 @@ impl Way {
             });
             row.frames += 1;
             row.last = instant(end, when);
-            row.data_bytes += if part == 1 { u64::from(len) } else { 0 };
+            if part == 1 {
+                row.data_bytes += u64::from(len - 9);
+                let seq = SeqRange { start, end };
+                Http2Data::push(&mut row.data, seq, MonotonicNs(when), u64::from(len - 9));
+            }
         }
         for row in rows.iter_mut().flatten() {
             row.end = Some(row.last.seq);
@@ -175,7 +180,7 @@ fn world(config: &Config) -> World {
         let send = |way: &mut Way, head_at: u64, last_at: u64, head: u32, body: u32| {
             way.sends.push((head_at, n, 0, head));
             if body > 0 {
-                way.sends.push((last_at, n, 1, body));
+                way.sends.push((last_at, n, 1, 9 + body));
             }
             way.crossing(head_at, if body > 0 { last_at } else { head_at })
         };
@@ -298,6 +303,7 @@ fn finish(config: &Config, mut ways: [Way; 4], truth: Vec<Truth>, logs: Vec<HopS
             end: None,
             from_the_beginning,
             gap: Some(gap),
+            data: vec![],
             fields: Http2Fields::default(),
             ..rows[0].clone()
         };
@@ -336,6 +342,34 @@ fn exact(what: &str, n: usize, seen: &Crossing, truth: [u64; 6]) {
     }
 }
 
+/// A flow never says what is not so, and where nothing was lost it says all. It knows a stream's bytes from those of others between them.
+fn flow_is_true(what: &str, n: usize, flow: Option<&Flow>, truth: [u64; 6]) {
+    let Some(flow) = flow else {
+        assert_eq!(truth[0], truth[3], "request {n}, {what}: a body that came later has a flow");
+        return;
+    };
+    let head = flow.head.expect("a header block");
+    for (stage, progress) in [&flow.sent, &flow.ready, &flow.read].into_iter().enumerate() {
+        let (first, last) = (truth[stage], truth[stage + 3]);
+        let so_far = |at: u64| {
+            if at >= last {
+                flow.bytes
+            } else if at >= first {
+                head
+            } else {
+                0
+            }
+        };
+        for at in [first - 1, first, last - 1, last].map(|at| (at, so_far(at))) {
+            let (low, high) = progress.at(MonotonicNs(at.0));
+            assert!(
+                low == at.1 && high == at.1,
+                "request {n}, {what}: {at:?} but {low} to {high} of {flow:?}, {truth:?}"
+            );
+        }
+    }
+}
+
 /// How many there are, and how many are full.
 fn judge(world: &World, config: &Config) -> (usize, usize) {
     let last = world.truth.iter().map(|t| t.crossings[1][5]).max().unwrap_or(BEGIN);
@@ -367,6 +401,17 @@ fn judge(world: &World, config: &Config) -> (usize, usize) {
         exact("response on S1/S2", n, &hop.response[0], truth[1]);
         exact("request on S5/S6", n, &hop.request[2], truth[2]);
         exact("response on S5/S6", n, &hop.response[2], truth[3]);
+        for (what, seen, flow, truth) in [
+            ("request on S1/S2", &hop.request[0], &hop.flows.request[0], truth[0]),
+            ("response on S1/S2", &hop.response[0], &hop.flows.response[0], truth[1]),
+            ("request on S5/S6", &hop.request[2], &hop.flows.request[2], truth[2]),
+            ("response on S5/S6", &hop.response[2], &hop.flows.response[2], truth[3]),
+        ] {
+            // Whose logs are lost, of them not all is found.
+            if config.gap.is_none() && seen.last_recv.is_some() {
+                flow_is_true(what, n, flow.as_deref(), truth);
+            }
+        }
         assert_eq!(hop.request[1], Crossing::default(), "nothing tells streams apart there");
         seen[n] += usize::from(hop.client_log.is_some());
         let halves = [hop.client_half, hop.server_half] == [JoinOutcome::Matched(()); 2];

@@ -6,7 +6,9 @@
 
 use super::hpack::{Decoder, Field};
 use crate::event::{Chunk, Frames};
-use meshdiff_model::{Http2Fields, Http2Gap, Http2Stream, RequestId, SeqInstant, SeqNo, SeqRange, SocketCookie};
+use meshdiff_model::{
+    Http2Data, Http2Fields, Http2Gap, Http2Stream, RequestId, SeqInstant, SeqNo, SeqRange, SocketCookie,
+};
 use std::collections::BTreeMap;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -339,7 +341,9 @@ impl Follower {
 
     fn data(&mut self, frame: &Frame) {
         if let Some(row) = self.open.get_mut(&frame.stream) {
-            row.data_bytes += u64::from(frame.range.len()) - FRAME_HEADER as u64;
+            let payload = u64::from(frame.range.len()) - FRAME_HEADER as u64;
+            row.data_bytes += payload;
+            Http2Data::push(&mut row.data, frame.range, frame.at.at, payload);
             if frame.flags & END_STREAM != 0 {
                 row.end = Some(frame.range.end);
                 self.end_stream(frame.stream);
@@ -419,6 +423,7 @@ impl Follower {
             end: None,
             frames: 1,
             data_bytes: 0,
+            data: Vec::new(),
             interim: 0,
             reset: None,
             gap: None,
@@ -494,6 +499,7 @@ fn row_of(socket: SocketCookie, span: &Span, gap: Option<Http2Gap>) -> Http2Stre
         end: None,
         frames: span.frames,
         data_bytes: 0,
+        data: Vec::new(),
         interim: 0,
         reset: span.goaway,
         gap,

@@ -1,7 +1,7 @@
 //! `http2_streams`: what each socket sent of each HTTP/2 stream.
 
 use super::{Decoded, Row, decode_rows};
-use crate::column::{Column, flag, opt_flag, opt_named, opt_text, opt_u16, opt_u32, u32, u64};
+use crate::column::{Column, data_runs, flag, opt_flag, opt_named, opt_text, opt_u16, opt_u32, u32, u64};
 use crate::damage::PartError;
 use crate::table::Table;
 use crate::view::{Interner, View};
@@ -37,6 +37,9 @@ impl Row for Http2Stream {
                 .doc("TCP sequence number after the frame that ended the stream in this direction."),
             u32("frames", |s: &Self| s.frames).doc("Frames."),
             u64("data_bytes", |s: &Self| s.data_bytes).unit("bytes").doc("Payload of its DATA frames."),
+            data_runs("data", |s: &Self| &s.data).doc(
+                "Its DATA frames in order: number of the first byte of the header (`seq`), when its send call began, number after the last byte, payload of all up to there, and how many frames the entry stands for.",
+            ),
             u32("interim", |s: &Self| s.interim).doc("Interim responses before the response."),
             opt_u32("reset", |s: &Self| s.reset).doc("Error code of RST_STREAM (of stream 0: of GOAWAY)."),
             opt_named("gap", |s: &Self| s.gap).doc(
@@ -65,6 +68,8 @@ impl Row for Http2Stream {
         let end = view.number::<UInt32Type>("end_seq")?;
         let frames = view.number::<UInt32Type>("frames")?;
         let data_bytes = view.number::<UInt64Type>("data_bytes")?;
+        // Captures did not have this from the beginning.
+        let data = view.has("data").then(|| view.data_runs("data")).transpose()?;
         let interim = view.number::<UInt32Type>("interim")?;
         let reset = view.number::<UInt32Type>("reset")?;
         let gap = view.text("gap")?;
@@ -87,6 +92,7 @@ impl Row for Http2Stream {
                 end: end.opt(i).map(SeqNo),
                 frames: frames.get(i)?,
                 data_bytes: data_bytes.get(i)?,
+                data: data.as_ref().map_or(Ok(Vec::new()), |list| list.get(i))?,
                 interim: interim.get(i)?,
                 reset: reset.opt(i),
                 gap: gap.opt_named(i)?,
