@@ -249,6 +249,34 @@ proptest! {
         judge(&split, FROM, to, &events(&[&request, &response]), oracle, false);
     }
 
+    /// Between the sidecars streams share a connection, and nothing is known of it. Whom the ends wait for is told all the same, and what a
+    /// proxy keeps to itself, maybe for want of a window, is a bound.
+    #[test]
+    fn a_stream_is_partitioned_without_the_connection_that_it_shares(
+        bodies in (0u64..50_000, 1u64..100_000), there in moves(), back in moves(),
+    ) {
+        let request = Moving::play(bodies.0, FROM, &there, false);
+        let response = Moving::play(bodies.1, FROM, &back, false);
+        let mut hop = recorded(&request, &response, true, &[]);
+        (hop.request[1], hop.response[1]) = Default::default();
+        (hop.flows.request[1], hop.flows.response[1], hop.http2) = (None, None, Some(Default::default()));
+        let to = request.end() + 100;
+        let split = split_request(&hop, to);
+        judge(&split, FROM, to, &events(&[&request]), |at| oracle_request(&request, at, to), true);
+        let certain = |split: &Attribution| {
+            let spans = split.spans().iter().filter(|s| s.segment == Segment::Transfer && s.evidence == Evidence::Kernel);
+            spans.map(|s| s.from.0).collect::<Vec<_>>()
+        };
+        // What is certain to wait for the way is on its last connection.
+        for at in certain(&split) {
+            prop_assert!(request.at(at)[6] > request.at(at)[7]);
+        }
+        let to = response.end();
+        let split = split_response(&hop, to);
+        let oracle = |at| oracle_response(&request, &response, at);
+        judge(&split, FROM, to, &events(&[&request, &response]), oracle, true);
+    }
+
     /// Whatever instants were left out: what is told is still true, and the rest is a bound.
     #[test]
     fn what_was_left_out_makes_bounds_and_nothing_wrong(
