@@ -11,8 +11,8 @@ const SOME: u64 = 5;
 /// Segments sent again, of those sent, above which a line is worth a look. Healthy networks stay below 0.1%; from 1% on, throughput and
 /// tail latency suffer (Mathis et al., "The macroscopic behavior of the TCP congestion avoidance algorithm", 1997).
 const RETRANSMIT_RATE: f64 = 0.01;
-/// The bytes that a segment carries on an Ethernet with IPv4 and timestamps. Where segments are larger (loopback, segmentation offload counts
-/// after the split) the rate is understated, never overstated.
+/// The bytes that a segment carries on an Ethernet with IPv4 and timestamps. Where segments are larger (loopback) there are fewer of them, and
+/// the rate is understated; where they are smaller (an overlay, a VPN) it is overstated by as much, a few percent.
 const SEGMENT_BYTES: u64 = 1_448;
 /// Linux sends a SYN again after 1 s (`TCP_TIMEOUT_INIT`, RFC 6298): a handshake this long lost one.
 const SYN_TIMEOUT: DurationNs = DurationNs::from_millis(990);

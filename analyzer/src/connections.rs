@@ -225,7 +225,8 @@ impl Metric {
 pub type MissingMetrics = BTreeMap<Metric, String>;
 
 /// The lines with either end in `namespace` (all, if it is `None`), in order of their ends' names.
-pub(crate) fn lines(
+#[must_use]
+pub fn lines(
     topology: &Topology,
     namespace: Option<&str>,
     missing: &MissingMetrics,

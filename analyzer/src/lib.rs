@@ -17,7 +17,7 @@ pub use attribute::{attribute, coverage};
 pub use build::{ReportInput, report, select};
 pub use connections::{
     Closes, Connects, EndMetrics, EndRole, LineEnd, LineMetrics, LineSummary, Metric, MetricsWindow, MissingMetrics,
-    WINDOW,
+    WINDOW, lines,
 };
 pub use meshdiff_graph::lines::{LineProtocol, PeerKnownBy, TlsTally};
 pub use report::{

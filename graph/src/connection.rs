@@ -6,6 +6,8 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
+mod renamed;
+
 /// Istio's ports for intercepted traffic: outbound and inbound (`istio.io`, "Ports used by Istio").
 pub(crate) const OUTBOUND_PORT: u16 = 15001;
 pub(crate) const INBOUND_PORT: u16 = 15006;
@@ -25,9 +27,8 @@ impl Endpoint {
     }
 
     /// True if it sent TLS records.
-    pub(crate) fn speaks_tls(&self) -> bool {
-        let tls = |p: &crate::stream::Piece| matches!(p.content, Content::TlsHandshake | Content::TlsApplicationData);
-        self.egress.pieces.iter().any(tls)
+    pub(crate) const fn speaks_tls(&self) -> bool {
+        self.egress.tls
     }
 }
 
@@ -90,7 +91,10 @@ pub(crate) fn pair(endpoints: &[Endpoint]) -> Vec<Connection> {
             _ => None,
         })
         .collect();
-    let peer: Vec<Option<usize>> = (0..peer.len()).map(|i| peer[i].filter(|&j| peer[j] == Some(i))).collect();
+    let mut peer: Vec<Option<usize>> = (0..peer.len()).map(|i| peer[i].filter(|&j| peer[j] == Some(i))).collect();
+    for (client, server) in renamed::pairs(endpoints, &peer) {
+        (peer[client], peer[server]) = (Some(server), Some(client));
+    }
     let mut connections = Vec::new();
     for (i, e) in endpoints.iter().enumerate() {
         match peer[i] {
@@ -195,7 +199,7 @@ fn fit(a: &Endpoint, b: &Endpoint) -> Fit {
     if (local_only(sa.local.ip()) || local_only(sa.remote.ip())) && sa.netns != sb.netns {
         return Fit::No;
     }
-    let together = sa.first_seen <= sb.last_seen && sb.first_seen <= sa.last_seen;
+    let together = sa.first_seen <= last_alive(b) && sb.first_seen <= last_alive(a);
     let numbers = [same_numbers(&a.egress, &b.ingress), same_numbers(&b.egress, &a.ingress)];
     match numbers {
         _ if !together => Fit::No,
@@ -204,6 +208,12 @@ fn fit(a: &Endpoint, b: &Endpoint) -> Fit {
         [Some(true), Some(true)] => Fit::Proven,
         _ => Fit::Likely,
     }
+}
+
+/// Until when a socket is known to have lived. One that was found open, and on which nothing ever happened, lives to the recording's end.
+fn last_alive(e: &Endpoint) -> MonotonicNs {
+    let silent = e.egress.extent().is_none() && e.ingress.extent().is_none();
+    if silent && e.socket.closed.is_none() { MonotonicNs(u64::MAX) } else { e.socket.last_seen }
 }
 
 /// True if the two streams can be two ends of one direction: their ranges of sequence numbers meet. `None` if one of them was not
@@ -284,10 +294,20 @@ impl Connection {
     /// The address of the end that connected, as the end that accepted knows it.
     pub(crate) fn client_address(&self, endpoints: &[Endpoint]) -> SocketAddr {
         match (self.client, self.server) {
+            (Some(_), Some(s)) if is_redirected(&endpoints[s].socket) => endpoints[s].socket.remote.0,
             (Some(c), _) => endpoints[c].socket.local.0,
             (None, Some(s)) => endpoints[s].socket.remote.0,
             (None, None) => SocketAddr::from(([0, 0, 0, 0], 0)),
         }
+    }
+
+    /// Every address that a log may have for the end that connected. A REDIRECT may have given it another port than it knows itself: of an
+    /// application only its sidecar speaks, of a sidecar it does so itself, too.
+    pub(crate) fn client_addresses(&self, endpoints: &[Endpoint]) -> impl Iterator<Item = SocketAddr> {
+        let known = self.client_address(endpoints);
+        let own = self.client.map(|c| endpoints[c].socket.local.0);
+        let own = own.filter(|own| *own != known && self.link != Some(Link::ClientLoopback));
+        std::iter::once(known).chain(own)
     }
 }
 

@@ -49,6 +49,8 @@ pub(crate) struct Stream {
     extent: Option<(Offset, Offset)>,
     pub(crate) bytes: u64,
     pub(crate) calls: u64,
+    /// True if one of its messages is of TLS records.
+    pub(crate) tls: bool,
 }
 
 impl Stream {
@@ -95,6 +97,7 @@ impl Stream {
         }
         self.extent = Some(self.extent.map_or((start, end), |(low, high)| (low.min(start), high.max(end))));
         self.bytes += u64::from(message.seq.len());
+        self.tls |= matches!(message.content, Content::TlsHandshake | Content::TlsApplicationData);
         self.pieces.push(Piece {
             start,
             end,
@@ -110,6 +113,10 @@ impl Stream {
     fn unwrap(&self, seq: SeqNo) -> Offset {
         let (near, offset) = self.last.unwrap_or((self.base, 0));
         offset + distance(near, seq)
+    }
+    /// The number of the first byte that was seen.
+    pub(crate) fn first(&self) -> Option<SeqNo> {
+        (!self.pieces.is_empty()).then_some(self.base)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

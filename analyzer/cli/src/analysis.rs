@@ -95,10 +95,13 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
             "{n} TCP connections that the sidecars logged are in the capture; only HTTP requests are split"
         )),
     }
-    let lines_will_do = need == Need::RequestsOrLines && mesh.topology.lines().next().is_some();
+    let has_lines = |namespace: Option<&str>| {
+        let lines = || meshdiff_analyzer::lines(&mesh.topology, namespace, &MissingMetrics::new(), &data.meta.clock);
+        need == Need::RequestsOrLines && !lines().is_empty()
+    };
     if all.is_empty() {
         let why = empty(&path, &data);
-        if !lines_will_do {
+        if !has_lines(None) {
             return Err(Failure::TooLittleData(why));
         }
         notes.push(why);
@@ -109,8 +112,11 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
     let namespaces = namespaces(&all);
     let total = all.len();
     let requests = select(all, args.namespace.as_deref(), since);
-    if requests.is_empty() && total > 0 {
+    if requests.is_empty() {
         let text = match &args.namespace {
+            Some(ns) if total == 0 => {
+                format!("no connection in {} has an end in the namespace {ns:?} either", path.display())
+            }
             Some(ns) if !namespaces.contains(ns) => format!(
                 "no request in {} has an end in the namespace {ns:?}; its {total} requests are in: {}",
                 path.display(),
@@ -121,7 +127,12 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
                 path.display()
             ),
         };
-        return Err(Failure::TooLittleData(text));
+        if !has_lines(args.namespace.as_deref()) {
+            return Err(Failure::TooLittleData(text));
+        }
+        if total > 0 {
+            notes.push(text);
+        }
     }
     let missing_metrics = measure(&mut mesh, &data, since.and_then(|s| data.meta.clock.to_monotonic(s)));
     let start = since.map_or(data.meta.start.wall, |s| WallTime(s.0.max(data.meta.start.wall.0)));

@@ -97,3 +97,64 @@ fn who_was_connecting_when_the_probes_came_is_the_client() {
     let messages = crossed((1, 2), 100, 50, 10, status(200));
     assert_eq!(pairs(&[a, b], &messages), [(Some(2), Some(1), None)]);
 }
+
+#[test]
+fn silent_ends_of_an_older_connection_are_one_connection() {
+    // Each was found open at an instant of its own, and never seen again.
+    let sockets = [socket(3, 1, CLIENT, "10.0.0.3:9080", (5, 5)), socket(4, 2, "10.0.0.3:15006", CLIENT, (7, 7))];
+    assert_eq!(pairs(&sockets, &[]), [(Some(3), Some(4), Some(Link::Network))]);
+    // One that was closed before the other was there is another.
+    let mut closed = sockets.clone();
+    closed[0].closed = Some(MonotonicNs(6));
+    assert!(pairs(&closed, &[]).iter().all(|(client, server, _)| client.is_none() || server.is_none()));
+}
+
+#[test]
+fn a_port_that_the_redirect_had_to_change_is_found_by_the_numbers() {
+    // The application used its port towards another service before: the sidecar knows it by another one.
+    let renamed = "10.0.0.2:29587";
+    let sockets = [
+        socket(1, 1, CLIENT, "10.96.0.2:9090", (0, 60)),
+        socket(2, 1, OUTBOUND, CLIENT, (1, 60)),
+        socket(3, 1, CLIENT, SERVICE, (40, 90)),
+        socket(4, 1, OUTBOUND, renamed, (41, 90)),
+    ];
+    let messages = [crossed((1, 2), 100, 50, 10, get()), crossed((3, 4), 700_000, 50, 45, get())].concat();
+    let link = Some(Link::ClientLoopback);
+    assert_eq!(pairs(&sockets, &messages), [(Some(1), Some(2), link), (Some(3), Some(4), link)]);
+    let endpoints = endpoints(&sockets, &messages);
+    let addresses = |c: &Connection| c.client_addresses(&endpoints).map(|a| a.to_string()).collect::<Vec<_>>();
+    let known: Vec<_> = pair(&endpoints).iter().map(addresses).collect();
+    assert_eq!(known, [[CLIENT], [renamed]], "as the sidecar's log names them");
+    // Other numbers are another connection, and so is another host.
+    let others = [crossed((1, 2), 100, 50, 10, get()), [sent(3, 700_000, 50, 45, get()), received(4, 700_001, 50, 55)]].concat();
+    assert!(pairs(&sockets, &others).contains(&(Some(3), None, None)));
+    let mut elsewhere = sockets;
+    elsewhere[3] = socket(4, 1, OUTBOUND, "10.0.0.9:29587", (41, 90));
+    assert!(pairs(&elsewhere, &messages).contains(&(Some(3), None, None)));
+}
+
+#[test]
+fn ends_with_changed_ports_that_several_fit_are_left_alone() {
+    let sockets = [
+        socket(3, 1, CLIENT, SERVICE, (40, 90)),
+        socket(4, 1, OUTBOUND, "10.0.0.2:29587", (41, 90)),
+        socket(5, 1, OUTBOUND, "10.0.0.2:29588", (41, 90)),
+    ];
+    let read_by = |cookie| received(cookie, 700_000, 50, 55);
+    let messages = [sent(3, 700_000, 50, 45, get()), read_by(4), read_by(5)];
+    assert!(pairs(&sockets, &messages).iter().all(|(client, server, _)| client.is_none() || server.is_none()));
+}
+
+#[test]
+fn a_sidecar_with_a_changed_port_is_known_by_both() {
+    let sockets = [
+        socket(1, 1, "10.0.0.2:41000", "10.0.0.3:9080", (0, 90)),
+        socket(2, 2, "10.0.0.3:15006", "10.0.0.2:1219", (1, 90)),
+    ];
+    let endpoints = endpoints(&sockets, &crossed((1, 2), 100, 50, 10, get()));
+    let connections = pair(&endpoints);
+    assert_eq!(connections.len(), 1);
+    let addresses: Vec<_> = connections[0].client_addresses(&endpoints).map(|a| a.to_string()).collect();
+    assert_eq!(addresses, ["10.0.0.2:1219", "10.0.0.2:41000"]);
+}

@@ -217,9 +217,6 @@ impl Joiner<'_> {
         if exchange.stream.is_some() {
             return None;
         }
-        if exchange.stream.is_some() {
-            return None;
-        }
         let list = &self.exchanges[self.of_connection[exchange.connection].clone()];
         let from = list.partition_point(|e| e.first < exchange.first);
         let place = from + list[from..].iter().position(|e| std::ptr::eq(e, exchange))?;

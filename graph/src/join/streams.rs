@@ -92,6 +92,9 @@ impl Joiner<'_> {
             })
             .collect();
         let near = |w: &Waiting<'_>| {
+            if let Some(pinned) = w.pinned {
+                return pinned..pinned + 1;
+            }
             let marks = &w.claim.log.timings;
             let until = match role {
                 Role::Downstream => w.at,
@@ -150,6 +153,10 @@ impl Joiner<'_> {
         stream: usize,
     ) -> bool {
         let (exchange, facts) = streams[stream];
+        // Most of what a long-lived stream keeps in reach had ended long before: that is seen at a glance.
+        if exchange.has_response() && exchange.last.offset(TOLERANCE) < w.at {
+            return false;
+        }
         let (log, start) = (w.claim.log, w.claim.start);
         let connection = &self.connections[connection];
         let fields = &facts.fields;

@@ -167,6 +167,10 @@ impl<'a> Whereabouts<'a> {
             (PlaceKey::Outside(remote.ip(), Some(remote.port())), PeerKnownBy::Unknown),
             |pod| {
                 let program = match &pod {
+                    // Where a sidecar is, what comes from outside of the pod is redirected to it.
+                    PodKey::Here(netns) if *netns != socket.netns && self.sidecars.get(netns).is_some() => {
+                        self.sidecar(*netns)
+                    }
                     PodKey::Here(netns) => self.listener(*netns, remote.port(), ProgramRole::Unknown),
                     PodKey::Elsewhere(_) => Named::nameless(ProgramRole::Unknown),
                 };
