@@ -39,7 +39,7 @@ const fn pause(segment: &'static str, role: Role, doing: Doing) -> Option<Pause>
     Some(Pause { segment, role, doing, told_apart: true })
 }
 
-/// Of streams that share a connection, `transfer` is all that is told of the time of their bodies.
+/// Who reads its connection but grants a stream no more is not told apart from the way: that is `transfer`, as a bound.
 const fn in_body_time(segment: &'static str, role: Role, doing: Doing) -> Option<Pause> {
     Some(Pause { segment, role, doing, told_apart: false })
 }
@@ -86,9 +86,9 @@ const CASES: &[Row] = &[
     ("http2-reset", "http/2", Partial(&["gave_up", "protocol_not_read", "client_log_missing"]), None),
     ("grpc-unary", "grpc", SHARED, None),
     ("grpc-concurrent", "grpc", SHARED, pause("server_app", Role::Server, Doing::Thinking)),
-    ("grpc-server-stream", "grpc", SHARED, in_body_time("server_app", Role::Server, Doing::Writing)),
-    ("grpc-client-stream", "grpc", SHARED, in_body_time("client_app", Role::Client, Doing::Writing)),
-    ("grpc-bidi", "grpc", SHARED, in_body_time("server_app", Role::Server, Doing::Thinking)),
+    ("grpc-server-stream", "grpc", SHARED, pause("server_app", Role::Server, Doing::Writing)),
+    ("grpc-client-stream", "grpc", SHARED, pause("client_app", Role::Client, Doing::Writing)),
+    ("grpc-bidi", "grpc", SHARED, pause("server_app", Role::Server, Doing::Thinking)),
     ("grpc-error", "grpc", SHARED, None),
     ("grpc-many-connections", "grpc", SHARED, pause("server_app", Role::Server, Doing::Thinking)),
     // The sidecar logs a request of which it could read nothing.
