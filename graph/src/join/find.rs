@@ -105,6 +105,10 @@ impl Joiner<'_> {
         if let Some(found) = self.stream_on(connection, index, log, Role::Downstream) {
             return found;
         }
+        // Told together with the others that were sent at once.
+        if let Some(&found) = self.of_stream.get(&(index, Role::Downstream)) {
+            return found;
+        }
         let list = &self.exchanges[self.of_connection[connection].clone()];
         let ended_before = |e: &Exchange| self.answered_by_server(e).offset(TOLERANCE) < start;
         // The last exchange that the proxy had begun to read when the stream was created.
@@ -178,7 +182,7 @@ impl Joiner<'_> {
 
     /// From when until when a request can have gone on, by Envoy's marks; without them, the time in which the downstream exchange was
     /// under way bounds it.
-    fn upstream_window(
+    pub(super) fn upstream_window(
         &self,
         log: &HopSide,
         start: MonotonicNs,

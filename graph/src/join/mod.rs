@@ -6,6 +6,7 @@ mod halves;
 mod hop;
 mod multiplexed;
 mod relayed;
+mod serial;
 mod streams;
 mod turns;
 
@@ -96,7 +97,8 @@ struct Joiner<'a> {
     /// Those of them whose frames were followed.
     followed: HashSet<usize>,
     sent: Sent,
-    /// What was found for an entry (by its place among the logs) on a connection of which frames were followed.
+    /// What was found for an entry (by its place among the logs) on a connection of which frames were followed, or among requests that
+    /// did not wait for each other's response.
     of_stream: HashMap<(usize, Role), JoinOutcome<usize>>,
     /// First exchanges of encrypted connections that nobody says to be whole: the next turn, which may be their rest, is no request
     /// that anybody speaks of.
@@ -112,7 +114,9 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
     let connections = crate::connection::pair(&endpoints);
     let mut by_client: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
     for (i, connection) in connections.iter().enumerate() {
-        by_client.entry(connection.client_address(&endpoints)).or_default().push(i);
+        for address in connection.client_addresses(&endpoints) {
+            by_client.entry(address).or_default().push(i);
+        }
     }
     let sent = Sent::of(input.http2);
     let cut = |(i, connection)| {
@@ -194,6 +198,7 @@ impl Joiner<'_> {
             .map(|(i, log)| (i, log, self.input.clock.to_monotonic(log.start_time)))
             .filter(|(_, log, start)| self.is_of_the_recording(log, *start))
             .collect();
+        self.recut(&logs);
         // Streams of one connection are told apart by looking at all entries of it at once: first those on which requests came,
         // then, as these say where the proxy is, those on which they went on.
         self.assign_streams(&logs, Role::Downstream, |joiner, log, start, _| joiner.downstream_connection(log, start));

@@ -57,7 +57,7 @@ const LOST_TRACK: Claim = Partial(&["protocol_not_read", "client_log_missing", "
 
 const CASES: &[Row] = &[
     ("http1-get", "http/1.1", Full, None),
-    ("http1-pipelined", "http/1.1", Partial(&["several_logs"]), None),
+    ("http1-pipelined", "http/1.1", Full, None),
     ("http1-chunked", "http/1.1", Full, None),
     ("http1-upload", "http/1.1", Full, None),
     ("http1-download", "http/1.1", Full, None),
@@ -65,7 +65,7 @@ const CASES: &[Row] = &[
     ("http1-upload-slow-server", "http/1.1", Full, pause("server_app", Role::Server, Doing::Reading)),
     ("http1-download-slow-client", "http/1.1", Full, pause("client_app", Role::Client, Doing::Reading)),
     ("http1-download-slow-server", "http/1.1", Full, pause("server_app", Role::Server, Doing::Writing)),
-    ("http1-expect-continue", "http/1.1", Partial(&["several_exchanges"]), None),
+    ("http1-expect-continue", "http/1.1", Full, None),
     // Whoever closes first may take a socket with it before its last event was seen.
     ("http1-early-413", "http/1.1", Partial(&["socket_not_seen"]), None),
     ("http1-head", "http/1.1", Full, None),
