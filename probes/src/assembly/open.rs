@@ -73,6 +73,7 @@ pub(super) struct Open {
 }
 
 impl Open {
+    #[inline(always)]
     pub(super) fn new(range: SeqRange, at: MonotonicNs, gap_before: bool) -> Self {
         Self {
             start: range.start,

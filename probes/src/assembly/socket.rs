@@ -320,15 +320,19 @@ impl SocketState {
             self.close_egress(out);
         }
         let gap = &mut self.egress.gap;
-        let open = self.egress.open.get_or_insert_with(|| {
-            let mut open = Open::new(SeqRange { start: begin.seq, end }, begin.at, std::mem::take(gap));
-            if let Some(found) = found.filter(|f| response_fits || !matches!(f.content, Content::Http1Response { .. }))
-            {
-                open.head_end = found.head_len.map(|len| begin.seq.advance(len));
-                open.content = found.content;
-            }
-            open
-        });
+        let is_new = self.egress.open.is_none();
+        // Made where it stays: it is large.
+        let open = self
+            .egress
+            .open
+            .get_or_insert_with(|| Open::new(SeqRange { start: begin.seq, end }, begin.at, std::mem::take(gap)));
+        if is_new
+            && let Some(found) = found
+            && (response_fits || !matches!(found.content, Content::Http1Response { .. }))
+        {
+            open.head_end = found.head_len.map(|len| begin.seq.advance(len));
+            open.content = found.content;
+        }
         open.end = end;
         open.sends.push(begin, limit);
         self.egress.turned = false;

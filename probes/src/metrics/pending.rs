@@ -44,7 +44,10 @@ impl Pending {
 
     /// Hands on what waits.
     pub(super) fn flush(&mut self, to: &mut ExponentialHistogram) {
-        to.extend(self.values.iter().take(self.len as usize).map(|value| u64::from(*value)));
+        let values = &mut self.values[..self.len as usize];
+        // Neighbours are in the same lines of the cache.
+        values.sort_unstable();
+        to.extend(values.iter().map(|value| u64::from(*value)));
         self.len = 0;
     }
 
