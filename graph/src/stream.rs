@@ -114,6 +114,7 @@ impl Stream {
         let (near, offset) = self.last.unwrap_or((self.base, 0));
         offset + distance(near, seq)
     }
+
     /// The number of the first byte that was seen.
     pub(crate) fn first(&self) -> Option<SeqNo> {
         (!self.pieces.is_empty()).then_some(self.base)

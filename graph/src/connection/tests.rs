@@ -127,7 +127,8 @@ fn a_port_that_the_redirect_had_to_change_is_found_by_the_numbers() {
     let known: Vec<_> = pair(&endpoints).iter().map(addresses).collect();
     assert_eq!(known, [[CLIENT], [renamed]], "as the sidecar's log names them");
     // Other numbers are another connection, and so is another host.
-    let others = [crossed((1, 2), 100, 50, 10, get()), [sent(3, 700_000, 50, 45, get()), received(4, 700_001, 50, 55)]].concat();
+    let others =
+        [crossed((1, 2), 100, 50, 10, get()), [sent(3, 700_000, 50, 45, get()), received(4, 700_001, 50, 55)]].concat();
     assert!(pairs(&sockets, &others).contains(&(Some(3), None, None)));
     let mut elsewhere = sockets;
     elsewhere[3] = socket(4, 1, OUTBOUND, "10.0.0.9:29587", (41, 90));
