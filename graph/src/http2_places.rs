@@ -37,7 +37,8 @@ impl Places {
         if row.end.is_none() || row.gap.is_some() || all != row.data_bytes {
             return None;
         }
-        let end = u64::try_from(end - start).ok()?;
+        // There is no more payload than there are bytes.
+        let end = u64::try_from(end - start).ok().filter(|end| all <= *end)?;
         let (mut runs, mut before, mut at): (Vec<Run>, u64, u64) = (Vec::new(), 0, u64::from(head.len()));
         for run in &row.data {
             let from = u64::try_from(stream.place(run.first.seq, run.first.at) - start).ok()?;

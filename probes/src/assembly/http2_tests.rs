@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::event::{Chunk, Frames};
-use meshdiff_model::{Http2Gap, SeqNo, TcpState, Tgid};
+use meshdiff_model::{Http2Data, Http2Gap, SeqNo, TcpState, Tgid};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -404,6 +404,13 @@ fn check(rows: &[Http2Stream], truth: &BTreeMap<u32, True>, trouble: &Trouble, r
         if let Some(end) = row.end {
             assert_eq!(Some(position(end)), of.end, "{row:?}");
             assert!(row.head.is_none() || row.data_bytes == of.data, "{row:?}");
+            let in_frames: u64 = row.data.iter().map(|d| u64::from(d.first.seq.distance(d.end).cast_unsigned())).sum();
+            assert_eq!(row.data.last().map_or(0, |d| d.bytes), row.data_bytes, "{row:?}");
+            assert!(row.data.windows(2).all(|d| d[0].end.distance(d[1].first.seq) >= 0), "{row:?}");
+            assert!(
+                row.data.len() > Http2Data::NEVER_MERGED || in_frames == row.data_bytes + 9 * row.data.len() as u64,
+                "{row:?}"
+            );
         }
         assert!(row.data_bytes <= of.data && position(row.last.seq) <= of.last.max(clean), "{row:?}");
         assert!(row.reset.is_none() || row.reset == of.reset, "{row:?}");
