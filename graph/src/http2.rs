@@ -4,7 +4,7 @@ use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
 use crate::http2_places::Places;
 use crate::stream::{Offset, Stream};
-use meshdiff_model::{Content, Crossing, Direction, Http2Fields, Http2Gap, Http2Stream, MonotonicNs, SocketCookie};
+use meshdiff_model::{Content, Crossing, Direction, Http2Fields, Http2Gap, Http2Stream, MonotonicNs, SeqNo, SocketCookie};
 use std::collections::{BTreeMap, HashMap};
 
 /// A part of an exchange's bytes that one end sent, as positions of that end's egress stream.
@@ -60,6 +60,8 @@ struct OfSocket {
 #[derive(Clone, Copy, Debug)]
 struct Followed {
     from: MonotonicNs,
+    /// The number of the first byte.
+    first: SeqNo,
     to: MonotonicNs,
     from_the_beginning: bool,
 }
@@ -72,6 +74,7 @@ impl Sent {
             if row.stream == 0 {
                 socket.followed.push(Followed {
                     from: row.first.at,
+                    first: row.first.seq,
                     // What ended with the recording or the socket had nothing more to say.
                     to: if row.gap == Some(Http2Gap::StillOpen) { MonotonicNs(u64::MAX) } else { row.last.at },
                     from_the_beginning: row.from_the_beginning,
@@ -101,9 +104,13 @@ impl Sent {
     }
 
     /// True if nothing that a socket sent in a span of time can have been missed.
-    fn followed(&self, socket: SocketCookie, from: MonotonicNs, to: MonotonicNs) -> bool {
-        let list = self.sockets.get(&socket).map_or(&[][..], |s| &s.followed);
-        list.iter().any(|f| (f.from <= from || f.from_the_beginning) && to <= f.to)
+    fn followed(&self, end: &Endpoint, from: MonotonicNs, to: MonotonicNs) -> bool {
+        let list = self.sockets.get(&end.socket.cookie).map_or(&[][..], |s| &s.followed);
+        // Where the first bytes that it was seen to send are followed, it was silent before, for as long as it was watched.
+        let silent = |f: &Followed| {
+            end.socket.lost_events == 0 && end.egress.first() == Some(f.first) && end.socket.first_seen <= from
+        };
+        list.iter().any(|f| (f.from <= from || f.from_the_beginning || silent(f)) && to <= f.to)
     }
 }
 
@@ -256,7 +263,7 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint],
     list.sort_by_key(|e| e.stream.as_ref().map(|s| s.request.start));
     let began = client.socket.connect_start.is_some();
     if let Some(first) = list.first_mut() {
-        first.first_on_connection = began && sent.followed(client.socket.cookie, first.first, first.first);
+        first.first_on_connection = began && sent.followed(client, first.first, first.first);
     }
     Some(list)
 }
@@ -275,5 +282,5 @@ pub(crate) fn is_followed(
     from: MonotonicNs,
     to: MonotonicNs,
 ) -> bool {
-    connection.client.is_some_and(|i| sent.followed(endpoints[i].socket.cookie, from, to))
+    connection.client.is_some_and(|i| sent.followed(&endpoints[i], from, to))
 }
