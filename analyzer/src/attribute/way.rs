@@ -81,6 +81,10 @@ impl<'a> Way<'a> {
         if !self.one_clock {
             return None;
         }
+        // Nothing is told of bytes by an end that was not seen.
+        if self.first().bytes == 0 || self.last().bytes == 0 {
+            return None;
+        }
         // Where it was cut short, there is more to come that never did.
         if self.heads.is_none() && self.complete(at) == Some(true) {
             return Some(false);
