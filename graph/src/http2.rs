@@ -4,7 +4,9 @@ use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
 use crate::http2_places::Places;
 use crate::stream::{Offset, Stream};
-use meshdiff_model::{Content, Crossing, Direction, Http2Fields, Http2Gap, Http2Stream, MonotonicNs, SeqNo, SocketCookie};
+use meshdiff_model::{
+    Content, Crossing, Direction, Http2Fields, Http2Gap, Http2Stream, MonotonicNs, SeqNo, SocketCookie,
+};
 use std::collections::{BTreeMap, HashMap};
 
 /// A part of an exchange's bytes that one end sent, as positions of that end's egress stream.
