@@ -213,8 +213,16 @@ static __always_inline void turns(struct sock *sk, int old, int new)
 	if (new != TCP_SYN_SENT && !(old == TCP_SYN_RECV && new == TCP_ESTABLISHED && t->closed))
 		return;
 	who_is(sk, &who);
-	if (!who.cookie || who.cookie != t->who.cookie)
+	if (!who.cookie || who.cookie != t->who.cookie) {
 		remove(key);
+		return;
+	}
+	// It connects again: to another address perhaps, and from another port.
+	t->who.remote = 0;
+	t->who.remote_port = 0;
+	t->who.local_port = 0;
+	t->has_recv = 0;
+	t->closed = 0;
 }
 
 // The function holds the socket's lock already, so write_seq is this call's; and it is called once for each call.
@@ -270,6 +278,7 @@ int kprobe_recv(void *ctx)
 	struct tcp_sock *tp = TCP_SOCK(sk);
 	struct socket_state *st = state_of(sk, 1);
 	__u32 copied, fin;
+	__u64 id;
 
 	if (!st)
 		return 0;
@@ -278,7 +287,8 @@ int kprobe_recv(void *ctx)
 		return 0;
 	// The FIN's number is no byte.
 	fin = fin_received(sk) && copied == READ(tp, rcv_nxt);
-	return took(sk, st, tp, copied, copied - st->recv_seq - fin);
+	id = bpf_get_current_pid_tgid();
+	return took(sk, st, tp, copied, copied - st->recv_seq - fin, id, read_began(st, id));
 }
 
 // The last that is heard of a TCP socket, of IPv6 too: its address can be another one's from here on.

@@ -91,11 +91,8 @@ int enter_recv(__u64 *ctx)
 #endif
 
 // Keyed by the socket, so also right where a timer sends again.
-TRACEPOINT("tcp_retransmit_skb")
-int on_retransmit(__u64 *ctx)
+static __always_inline int sent_again(struct sock *sk, struct sk_buff *skb)
 {
-	struct sock *sk = (struct sock *)ctx[0];
-	struct sk_buff *skb = (struct sk_buff *)ctx[1];
 	struct socket_state *st = state_of(sk, 1);
 	struct tcp_sock *tp;
 	__u32 seq, end;
@@ -111,6 +108,22 @@ int on_retransmit(__u64 *ctx)
 		announce(sk, st, READ(sk, __sk_common.skc_state));
 	emit(st, tp, KIND_RETRANSMIT, 0, 0, seq, end - seq);
 	return 0;
+}
+
+// Where the tracepoint has a third argument, it fires too when the segment could not be sent: that argument is the error.
+TRACEPOINT("tcp_retransmit_skb")
+int on_retransmit(__u64 *ctx)
+{
+	if ((int)ctx[2])
+		return 0;
+	return sent_again((struct sock *)ctx[0], (struct sk_buff *)ctx[1]);
+}
+
+// In earlier kernels it fires only for what was sent.
+TRACEPOINT("tcp_retransmit_skb")
+int on_retransmit_2(__u64 *ctx)
+{
+	return sent_again((struct sock *)ctx[0], (struct sk_buff *)ctx[1]);
 }
 
 static __always_inline int was_reset(struct sock *sk, __u8 flags)

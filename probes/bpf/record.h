@@ -278,4 +278,11 @@ static __always_inline void fill(struct record *r, struct socket_state *st, __u6
 		r->write_ns = __sync_lock_test_and_set(&st->wrote, 0);
 }
 
+// The record is not told after all: the next one tells how long the write took, unless there is a later write by now.
+static __always_inline void take_back(struct record *r, struct socket_state *st)
+{
+	if (r->write_ns && !st->wrote)
+		st->wrote = r->write_ns;
+}
+
 #endif

@@ -68,6 +68,14 @@ static __always_inline struct socket_state *state_of(struct sock *sk, int create
 		return NULL;
 	st = bpf_sk_storage_get(&sockets, sk, 0, 0);
 	if (st) {
+		// Another processor has made it this instant, and not filled it in yet. (Only where a socket without state gets
+		// one, the verifier is sure to let its cookie be asked for.)
+		if (!st->cookie) {
+			if (!create)
+				return NULL;
+			st->turned = 1;
+			st->cookie = bpf_get_socket_cookie(sk);
+		}
 		if (st->generation != now) {
 			st->watched = is_watched(sk);
 			st->generation = now;
@@ -82,10 +90,10 @@ static __always_inline struct socket_state *state_of(struct sock *sk, int create
 		return NULL;
 	}
 	// Two processors may come here at once; both write the same.
-	st->cookie = bpf_get_socket_cookie(sk);
-	st->generation = now;
 	st->turned = 1;
+	st->cookie = bpf_get_socket_cookie(sk);
 	st->watched = 1;
+	st->generation = now;
 	return st;
 }
 #endif
@@ -264,10 +272,12 @@ static __always_inline void emit_walk(struct walk *w, struct socket_state *st, s
 		used = 0;
 	asm volatile("" : "+r"(used));
 	w->head.prefix_len = used;
-	if (bpf_ringbuf_output(&ring, &w->head, sizeof(w->head) + used, BPF_RB_NO_WAKEUP))
+	if (bpf_ringbuf_output(&ring, &w->head, sizeof(w->head) + used, BPF_RB_NO_WAKEUP)) {
+		take_back(&w->head, st);
 		count(COUNT_LOST);
-	else
+	} else {
 		count(COUNT_EMITTED);
+	}
 }
 
 // One send with its frames. `start` says that they are followed from here on, and whether behind a preface.
@@ -407,6 +417,7 @@ static __noinline int send_gathered(struct socket_state *st, struct tcp_sock *tp
 		if (frames && !tls && st->speaks == SPEAKS_UNKNOWN && r->head.prefix_len) {                           \
 			start = begins_frames(r->prefix, r->head.prefix_len);                                         \
 			if (start) {                                                                                  \
+				take_back(&r->head, st);                                                              \
 				bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);                                             \
 				goto follow;                                                                          \
 			}                                                                                             \
@@ -671,36 +682,43 @@ int enter_ready(__u64 *ctx)
 }
 #endif
 
-// What a read took, up to the number `copied`.
-static __always_inline int took(struct sock *sk, struct socket_state *st, struct tcp_sock *tp, __u32 copied, __u32 len)
+// When the read of this thread (`id`) began; 0 if that is not known: another thread has begun to read meanwhile.
+static __always_inline __u64 read_began(struct socket_state *st, __u64 id)
 {
-	__u32 read_ns = 0;
-	__u64 at, id;
+	return st->recv_tid == (__u32)id ? st->recv_at : 0;
+}
+
+// What a read took, up to the number `copied`.
+static __always_inline int took(struct sock *sk, struct socket_state *st, struct tcp_sock *tp, __u32 copied, __u32 len,
+				__u64 id, __u64 began)
+{
+	__u64 at;
 
 	st->recv_seq = copied;
 	if (!st->announced)
 		announce(sk, st, READ(sk, __sk_common.skc_state));
-	id = bpf_get_current_pid_tgid();
 	at = bpf_ktime_get_ns();
-	// Unless another thread has begun to read meanwhile.
-	if (st->recv_at && st->recv_tid == (__u32)id)
-		read_ns = span(at - st->recv_at);
 	emit_timed(st, tp, KIND_RECV, fin_received(sk) && copied == READ(tp, rcv_nxt) ? FLAG_FIN : 0, id >> 32, copied, len,
-		   at, read_ns);
+		   at, began ? span(at - began) : 0);
 	return 0;
 }
 
 #ifndef KPROBE
 static __always_inline int was_read(struct sock *sk, int len, int flags)
 {
-	struct socket_state *st;
+	struct socket_state *st = state_of(sk, 1);
 	struct tcp_sock *tp;
+	__u64 id, began;
 	__u32 copied;
 
-	if (len < 0 || (flags & MSG_PEEK))
-		return 0;
-	st = state_of(sk, 1);
 	if (!st)
+		return 0;
+	id = bpf_get_current_pid_tgid();
+	began = read_began(st, id);
+	// However it ends: the next read is another one.
+	if (began)
+		st->recv_at = 0;
+	if (len < 0 || (flags & MSG_PEEK))
 		return 0;
 	tp = TCP_SOCK(sk);
 	if (!tp)
@@ -709,7 +727,7 @@ static __always_inline int was_read(struct sock *sk, int len, int flags)
 	// A read of nothing counts once, when it takes the FIN's number.
 	if (len == 0 && (copied == st->recv_seq || !fin_received(sk)))
 		return 0;
-	return took(sk, st, tp, copied, len);
+	return took(sk, st, tp, copied, len, id, began);
 }
 
 SEC("tp_btf/sock_recv_length")
@@ -734,6 +752,22 @@ int exit_recv_6(__u64 *ctx)
 }
 
 #endif
+
+// A socket connects, perhaps not for the first time (connect() after one that was refused): it has another local port now,
+// and what it sent and received before was another connection's.
+static __always_inline void starts_anew(struct socket_state *st)
+{
+	st->announced = 0;
+	st->has_send = 0;
+	st->has_ready = 0;
+	st->tls = 0;
+	st->speaks = SPEAKS_UNKNOWN;
+	st->h2_got = 0;
+	st->h2_at = 0;
+	st->h2_skip = 0;
+	st->h2_rest = 0;
+	st->turned = 1;
+}
 
 TRACEPOINT("inet_sock_set_state")
 int on_state(__u64 *ctx)
@@ -766,8 +800,10 @@ int on_state(__u64 *ctx)
 	if (!st->announced && new != TCP_SYN_SENT)
 		announce(sk, st, new);
 	// tcp_v4_connect runs in the process that connects; the other changes run in anybody's.
-	if (new == TCP_SYN_SENT)
+	if (new == TCP_SYN_SENT) {
 		tgid = bpf_get_current_pid_tgid() >> 32;
+		starts_anew(st);
+	}
 	emit(st, tp, KIND_STATE, 0, tgid, READ(tp, write_seq), (__u32)READ(sk, sk_err) << 16 | old << 8 | new);
 	return 0;
 }

@@ -81,6 +81,14 @@ pub enum ProbeError {
         /// The tier.
         tier: ProbeTier,
     },
+    /// The kernel names the socket only of packets that it drops on their way out: drops are counted, but not all of them.
+    #[error(
+        "this kernel ({kernel}) names the socket of dropped packets only where they are sent: drops of received packets are not counted"
+    )]
+    SentDropsOnly {
+        /// The kernel's release.
+        kernel: String,
+    },
     /// The kernel's verifier or a security module refused a program.
     #[error("the kernel refused the probe {program}: {errno}{}", hint(.errno, .log))]
     ProgramRefused {
@@ -201,6 +209,7 @@ impl ProbeError {
             }
             Self::MapRefused { .. } => "ask for a smaller ring buffer (--ring-size), or raise the memory limit",
             Self::BadRingSize { .. } => "ask for a power of two",
+            Self::SentDropsOnly { .. } => "upgrade to Linux 6.11 or later",
             Self::NotInTier { .. } => "use a kernel that allows another kind of probes",
             Self::NoSuchTier { .. } => "choose another kind",
             Self::NoTier { .. } => "do what is said for one of the kinds, or record without probes (--no-probes)",

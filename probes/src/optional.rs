@@ -1,6 +1,6 @@
 //! Programs that measure more than the instants. Without one of them its metric is not measured, which is said; the rest works.
 
-use crate::error::ProbeError;
+use crate::error::{ProbeError, kernel_release};
 use crate::tier::{Attached, Hook, Probe, attach_first, probe};
 use aya::{Btf, Ebpf};
 use meshdiff_model::{Metric, ProbeTier};
@@ -15,7 +15,10 @@ const READ_TIME: Wanted =
     Wanted { metric: Metric::ReadTime, groups: &[&[probe("enter_recv", Hook::Entry, "tcp_recvmsg")]] };
 const RETRANSMITS: Wanted = Wanted {
     metric: Metric::Retransmits,
-    groups: &[&[probe("on_retransmit", Hook::Tracepoint, "tcp_retransmit_skb")]],
+    groups: &[&[
+        probe("on_retransmit", Hook::Tracepoint, "tcp_retransmit_skb"),
+        probe("on_retransmit_2", Hook::Tracepoint, "tcp_retransmit_skb"),
+    ]],
 };
 const RESETS: Wanted = Wanted {
     metric: Metric::Resets,
@@ -50,7 +53,10 @@ const KPROBE: [Wanted; 4] = [
     Wanted { metric: Metric::ReadTime, groups: &[] },
     Wanted {
         metric: Metric::Retransmits,
-        groups: &[&[probe("on_retransmit", Hook::RawTracepoint, "tcp_retransmit_skb")]],
+        groups: &[&[
+            probe("on_retransmit", Hook::RawTracepoint, "tcp_retransmit_skb"),
+            probe("on_retransmit_2", Hook::RawTracepoint, "tcp_retransmit_skb"),
+        ]],
     },
     Wanted {
         metric: Metric::Resets,
@@ -69,7 +75,10 @@ const KPROBE: [Wanted; 4] = [
     },
 ];
 
-/// Something that is not measured, and why.
+/// Sees only packets that carry their socket: those that it sends.
+const SENT_DROPS_ONLY: &str = "on_drop_3";
+
+/// Something that is not measured, or not wholly, and why.
 pub(crate) type Unmeasured = (Metric, ProbeError);
 
 /// Attaches what the kernel takes.
@@ -82,15 +91,19 @@ pub(crate) fn attach(programs: &mut Ebpf, btf: &Btf, tier: ProbeTier) -> (Vec<At
     };
     let (mut links, mut missing) = (Vec::new(), Vec::new());
     for Wanted { metric, groups } in wanted {
-        for group in *groups {
-            match attach_first(programs, btf, group) {
-                Ok(link) => links.push(link),
-                Err(error) => {
-                    tracing::debug!(metric = metric.as_str(), %error, "not measured");
-                    missing.push((*metric, error));
-                    // Half of it would be counted as all.
-                    break;
+        // All or none: half of it would be counted as all.
+        let attached: Result<Vec<_>, _> = groups.iter().map(|group| attach_first(programs, btf, group)).collect();
+        match attached {
+            Ok(attached) => {
+                // Such a kernel's drops are counted as far as they are seen, and said not to be all.
+                if attached.iter().any(|(probe, _)| probe.is(SENT_DROPS_ONLY)) {
+                    missing.push((*metric, ProbeError::SentDropsOnly { kernel: kernel_release() }));
                 }
+                links.extend(attached.into_iter().map(|(_, link)| link));
+            }
+            Err(error) => {
+                tracing::debug!(metric = metric.as_str(), %error, "not measured");
+                missing.push((*metric, error));
             }
         }
     }

@@ -113,11 +113,11 @@ pub(crate) fn attach(programs: &mut Ebpf, btf: &Btf, tier: ProbeTier) -> Result<
 }
 
 /// Loads and attaches the first of the choices that the kernel takes; the error is the last one's.
-pub(crate) fn attach_first(programs: &mut Ebpf, btf: &Btf, choices: &[Probe]) -> Result<Attached, ProbeError> {
+pub(crate) fn attach_first(programs: &mut Ebpf, btf: &Btf, choices: &[Probe]) -> Result<(Probe, Attached), ProbeError> {
     let mut refusal = None;
     for choice in choices {
         match choice.load(programs, btf).and_then(|()| choice.attach(programs)) {
-            Ok(link) => return Ok(link),
+            Ok(link) => return Ok((*choice, link)),
             Err(error) => refusal = Some(error),
         }
     }
@@ -140,6 +140,11 @@ fn load_first(programs: &mut Ebpf, btf: &Btf, choices: &[Probe]) -> Result<Probe
 }
 
 impl Probe {
+    /// True for the program of this name.
+    pub(crate) fn is(&self, program: &str) -> bool {
+        self.program == program
+    }
+
     fn load(&self, programs: &mut Ebpf, btf: &Btf) -> Result<(), ProbeError> {
         let program = find(programs, self.program)?;
         let loaded = match self.hook {

@@ -34,7 +34,9 @@ mod tests;
 use crate::event::{RawEvent, RawKind};
 use crate::existing::OpenSocket;
 use crate::metrics::DropReasons;
-use meshdiff_model::{DurationNs, Http2Stream, Message, MonotonicNs, Socket, SocketCookie, SocketMetrics, Tgid};
+use meshdiff_model::{
+    DurationNs, Http2Stream, Message, MonotonicNs, Socket, SocketCookie, SocketMetrics, TcpState, Tgid,
+};
 use reorder::{Next, Put};
 use rustc_hash::FxHashMap;
 use socket::{Event, SocketState};
@@ -172,7 +174,15 @@ impl Assembler {
         // Almost always it is known, and then nothing is to be made ready for another one.
         let socket = match self.sockets.get_mut(&event.socket) {
             Some(socket) => socket,
-            None => self.sockets.entry(event.socket).or_insert_with(|| Box::new(SocketState::new(event.socket))),
+            None => {
+                let socket =
+                    self.sockets.entry(event.socket).or_insert_with(|| Box::new(SocketState::new(event.socket)));
+                // It may have been connected before, and be forgotten since: nothing is lost.
+                if let RawKind::State { new: TcpState::SynSent, .. } = event.kind {
+                    socket.order.begin_at(event.counter);
+                }
+                socket
+            }
         };
         if let RawKind::Announce(identity) = event.kind {
             socket.identify(identity, event.at);

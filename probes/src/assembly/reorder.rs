@@ -49,6 +49,11 @@ impl Reorder {
         Self { expected: 0, held: Vec::new() }
     }
 
+    /// The first event has this counter: those before it were told of already.
+    pub(super) fn begin_at(&mut self, counter: u32) {
+        self.expected = counter;
+    }
+
     pub(super) fn put(&mut self, event: Event, tick: u64) -> Put {
         let ahead = event.counter.wrapping_sub(self.expected).cast_signed();
         if ahead < 0 {

@@ -92,6 +92,8 @@ pub(super) struct SocketState {
     cookie: SocketCookie,
     pub(super) order: Reorder,
     identity: Option<Identity>,
+    /// When that was said last.
+    identified: MonotonicNs,
     owner: Option<Tgid>,
     connect_start: Option<MonotonicNs>,
     established: Option<MonotonicNs>,
@@ -154,6 +156,7 @@ impl SocketState {
             cookie,
             order: Reorder::new(),
             identity: None,
+            identified: MonotonicNs(0),
             owner: None,
             connect_start: None,
             established: None,
@@ -185,6 +188,7 @@ impl SocketState {
     pub(super) fn identify(&mut self, identity: Identity, at: MonotonicNs) {
         self.changed |= self.identity != Some(identity);
         self.identity = Some(identity);
+        self.identified = at;
         self.see(at);
     }
 
@@ -232,8 +236,13 @@ impl SocketState {
                 self.recv(SeqInstant { seq: end, at: event.at }, len, out);
             }
             EventKind::State { old, new, write_seq } => {
-                if new == TcpState::SynSent && event.tgid != Tgid(0) {
-                    self.owner = Some(event.tgid);
+                if new == TcpState::SynSent {
+                    if self.connect_start.is_some() || self.closed.is_some() {
+                        self.start_anew(event.at, out);
+                    }
+                    if event.tgid != Tgid(0) {
+                        self.owner = Some(event.tgid);
+                    }
                 }
                 self.life.change(Change { old, new, at: event.at, srtt: event.srtt, error: event.extra.error });
                 self.state(new, write_seq, event.at, out);
@@ -485,6 +494,26 @@ impl SocketState {
         }
     }
 
+    /// The socket connects again (after a connection was refused, or closed): what was before was another connection's.
+    #[cold]
+    fn start_anew(&mut self, at: MonotonicNs, out: &mut Output<'_, impl Sink>) {
+        self.emit_open(out);
+        self.http2 = None;
+        self.counting.restart();
+        let role = self.life.role;
+        self.life = Life::new();
+        self.life.role = role;
+        (self.established, self.closed) = (None, None);
+        (self.tls, self.plain) = (None, false);
+        self.egress = Sending { open: None, turned: false, begun: false, gap: true };
+        self.ingress =
+            Receiving { open: None, unread: None, turned: false, gap: true, recv_gap: true, end: None, read: None };
+        // It has another port now, which it may have been told of already: announcements wait for no other event.
+        if self.identified <= at {
+            self.identity = None;
+        }
+    }
+
     /// The socket's beginning: nothing came before.
     fn begin(&mut self) {
         if self.lost == 0 && self.egress.open.is_none() && self.ingress.end.is_none() {
@@ -609,6 +638,15 @@ impl SocketState {
     /// Emits everything.
     pub(super) fn finish(&mut self, out: &mut Output<'_, impl Sink>) {
         self.counting.finish(&mut |row| out.sink.metrics(row));
+        self.emit_open(out);
+        match self.snapshot() {
+            Some(socket) => out.sink.socket(socket),
+            None => out.stats.unidentified_sockets += 1,
+        }
+    }
+
+    /// Emits the messages and streams that are open.
+    fn emit_open(&mut self, out: &mut Output<'_, impl Sink>) {
         if let Some(follower) = &mut self.http2 {
             follower.finish(out.streams);
             out.stats.garbage += follower.garbage;
@@ -618,10 +656,6 @@ impl SocketState {
         self.emit_unread(out);
         let open = self.ingress.open.take();
         out.message(open.and_then(|mut o| o.finish(self.cookie, Direction::Ingress)));
-        match self.snapshot() {
-            Some(socket) => out.sink.socket(socket),
-            None => out.stats.unidentified_sockets += 1,
-        }
     }
 
     fn snapshot(&self) -> Option<Socket> {

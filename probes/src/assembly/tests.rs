@@ -371,3 +371,65 @@ fn a_socket_keeps_what_it_said_of_tls() {
     feed.send(30, 60, 40, b"\x17\x03\x03\x00\x23rest");
     assert_eq!(feed.finish().2.sockets[0].tls, None);
 }
+
+/// A socket that was refused, and what it is told of by the end of it.
+fn refused() -> Feed {
+    let mut f = Feed::attached();
+    f.event(10, RawKind::State { old: TcpState::Close, new: TcpState::SynSent, write_seq: SeqNo(0) });
+    let (counter, kind) =
+        (f.counter, RawKind::State { old: TcpState::SynSent, new: TcpState::Close, write_seq: SeqNo(500) });
+    f.counter += 1;
+    let extra = Extra { error: Some(meshdiff_model::Errno(111)), ..Extra::default() };
+    let event = RawEvent { socket: COOKIE, counter, at: MonotonicNs(20), tgid: Tgid(9), srtt: None, extra, kind };
+    f.assembler.push(&event, &mut f.sink);
+    f
+}
+
+fn connect_again(f: &mut Feed, at: u64, told_early: bool) {
+    let addr = |s: &str| s.parse().expect("an address");
+    let identity = crate::Identity {
+        netns: NetnsId(5),
+        local: LocalAddr(addr("10.0.0.1:81")),
+        remote: PeerAddr(addr("10.0.0.3:4001")),
+    };
+    if told_early {
+        f.raw(0, at + 5, RawKind::Announce(identity));
+    }
+    f.event(at, RawKind::State { old: TcpState::Close, new: TcpState::SynSent, write_seq: SeqNo(0) });
+    if !told_early {
+        f.raw(0, at + 5, RawKind::Announce(identity));
+    }
+    f.event(at + 6, RawKind::State { old: TcpState::SynSent, new: TcpState::Established, write_seq: SeqNo(70_000) });
+    f.send(at + 10, 70_000, 40, b"GET /again HTTP/1.1\r\n\r\n");
+    f.ready(at + 20, 3_000_100, 3_000_000);
+    f.recv(at + 25, 3_000_100, 100);
+}
+
+#[test]
+fn a_socket_that_connects_again_begins_anew() {
+    for told_early in [false, true] {
+        let mut f = refused();
+        connect_again(&mut f, 30, told_early);
+        let (egress, ingress, all) = f.finish();
+        let socket = all.sockets.last().expect("a socket");
+        assert_eq!(socket.local.to_string(), "10.0.0.1:81");
+        assert_eq!((socket.connect_error, socket.closed, socket.close), (None, None, None));
+        assert_eq!((socket.connect_start, socket.established), (Some(MonotonicNs(30)), Some(MonotonicNs(36))));
+        assert_eq!(socket.handshake.map(|d| d.0), Some(6));
+        assert_eq!((range(&egress[0]), range(&ingress[0])), ((70_000, 70_040), (3_000_000, 3_000_100)));
+        assert!(all.messages.len() == 2 && all.messages.iter().all(|m| !m.gap_before), "{:?}", all.messages);
+    }
+}
+
+#[test]
+fn a_socket_that_connects_again_after_it_was_forgotten_has_lost_nothing() {
+    let mut f = refused();
+    let later = Limits::default().linger.0.unsigned_abs() * 2;
+    f.tick(later);
+    assert_eq!(f.sink.sockets.last().and_then(|s| s.connect_error), Some(meshdiff_model::Errno(111)));
+    connect_again(&mut f, later + 10, false);
+    let (_, _, all) = f.finish();
+    let socket = all.sockets.last().expect("a socket");
+    assert_eq!((socket.lost_events, socket.connect_error), (0, None));
+    assert!(all.messages.len() == 2 && all.messages.iter().all(|m| !m.gap_before), "{:?}", all.messages);
+}

@@ -209,6 +209,11 @@ impl Counting {
         (self.write, self.came, self.arrived) = (None, None, None);
     }
 
+    /// The socket connects anew: numbers begin somewhere else.
+    pub(crate) fn restart(&mut self) {
+        (self.write, self.came, self.arrived) = (None, None, None);
+    }
+
     /// Closes the window if it is over.
     pub(crate) fn tick(&mut self, now: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) {
         if self.open.as_ref().is_some_and(|row| row.window_end().offset(GRACE) <= now) {

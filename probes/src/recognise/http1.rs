@@ -39,7 +39,7 @@ pub(super) fn request(prefix: &[u8]) -> Option<Recognised> {
         // ASCII by the check above.
         None => String::from_utf8_lossy(method).into(),
     };
-    let path = target.split(|b| matches!(b, b'?' | b'#')).next().unwrap_or_default();
+    let path = super::path_of(target, target_end.is_some());
     // Of HTTP/0.9 and what only looks like a request line no end is known.
     let is_line = matches!(after, [b' ', b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0' | b'1', b'\r' | b'\n', ..]);
     let head_len = is_line.then(|| head_len(prefix)).flatten();
@@ -224,7 +224,7 @@ mod tests {
     fn targets_in_every_form() {
         assert_eq!(path_of(b"CONNECT a.example:443 HTTP/1.1\r\n\r\n").as_deref(), Some("a.example:443"));
         assert_eq!(path_of(b"OPTIONS * HTTP/1.1\r\n\r\n").as_deref(), Some("*"));
-        assert_eq!(path_of(b"GET http://a/b?c HTTP/1.0\r\n\r\n").as_deref(), Some("http://a/b"));
+        assert_eq!(path_of(b"GET http://a/b?c HTTP/1.0\r\n\r\n").as_deref(), Some("/b"));
         assert_eq!(path_of(b"M-SEARCH * HTTP/1.1\r\n").as_deref(), Some("*"));
         assert_eq!(path_of(b"GET /cut/he").as_deref(), Some("/cut/he"));
     }

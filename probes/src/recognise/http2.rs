@@ -529,7 +529,7 @@ fn keep(to: &mut Http2Fields, field: Field, value: &[u8]) {
     match field {
         Field::Method => to.method = Some(super::text(value)),
         Field::Path => {
-            to.path = Some(super::text(value.split(|b| matches!(b, b'?' | b'#')).next().unwrap_or_default()))
+            to.path = Some(super::text(super::path_of(value, true)));
         }
         Field::Status => to.status = number(),
         Field::ContentType => to.grpc = Some(value.starts_with(b"application/grpc")),

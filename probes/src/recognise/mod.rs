@@ -56,6 +56,26 @@ pub fn recognise_hello(prefix: &[u8]) -> Option<TlsInfo> {
     tls::hello(prefix)
 }
 
+/// What is kept of a request's target (RFC 9112, section 3.2): the path, or the host and port that a CONNECT asks for. What
+/// else can be in it may be secret: the query, and a user's name and password in front of a host. `whole` if it was captured to
+/// its end.
+fn path_of(target: &[u8], whole: bool) -> &[u8] {
+    let all = target.len();
+    let target = target.split(|b| matches!(b, b'?' | b'#')).next().unwrap_or_default();
+    let whole = whole || target.len() < all;
+    if target.first().is_none_or(|b| *b == b'/') {
+        return target;
+    }
+    if let Some(scheme) = target.windows(3).position(|w| w == b"://") {
+        let rest = &target[scheme + 3..];
+        // No path is the root's; unless it lies beyond what was captured, where it is not known.
+        let none: &[u8] = if whole { b"/" } else { b"" };
+        return rest.iter().position(|b| *b == b'/').map_or(none, |path| &rest[path..]);
+    }
+    // The beginning of a name and password looks like that of a host.
+    if whole { target.rsplit(|b| *b == b'@').next().unwrap_or_default() } else { b"" }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +93,29 @@ mod tests {
             [&b""[..], b"hello", b"{\"a\":1}", b"\x00\x00\x12\x04", b"SSH-2.0-OpenSSH_9.2\r\n", b"EHLO a\r\n"]
         {
             assert_eq!(content(unknown), None, "{}", unknown.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn names_and_passwords_are_not_kept() {
+        let path = |bytes: &[u8]| match recognise(bytes).map(|r| r.content) {
+            Some(Content::Http1Request { path, .. }) => Some(path.to_string()),
+            _ => None,
+        };
+        let whole = b"GET http://user:secret@host/a/b?secret HTTP/1.1\r\nhost: host\r\n\r\n";
+        assert_eq!(path(whole).as_deref(), Some("/a/b"));
+        for cut in 0..whole.len() {
+            let path = path(&whole[..cut]).unwrap_or_default();
+            assert!("/a/b".starts_with(&path), "{path} at {cut}");
+        }
+        for (target, kept) in [
+            (&b"http://user:secret@host"[..], "/"),
+            (b"https://user:se?cret@host/a", "/"),
+            (b"user:secret@host:443", "host:443"),
+            (b"/a@b", "/a@b"),
+            (b"*", "*"),
+        ] {
+            assert_eq!(std::str::from_utf8(path_of(target, true)), Ok(kept));
         }
     }
 

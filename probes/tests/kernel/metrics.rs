@@ -2,7 +2,7 @@
 
 use super::support::{Recorded, Recording, connection, cookie, in_new_netns, privileged, send_file};
 use super::{REQUEST, RESPONSE, config, say};
-use meshdiff_model::{Closer, Direction, DropReason, Errno, Metric, MonotonicNs, SocketCookie, SocketRole};
+use meshdiff_model::{Closer, Content, Direction, DropReason, Errno, Metric, MonotonicNs, SocketCookie, SocketRole};
 use meshdiff_probes::{Probes, monotonic_now, open_sockets};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt};
 use std::io::{Read, Write};
@@ -185,6 +185,42 @@ fn failed_connects_tell_why() {
             let drops = all.total(tried[1].0).drops;
             assert!(drops.get(&DropReason("NETFILTER_DROP".into())) >= Some(&1), "{drops:?}");
         }
+    });
+}
+
+#[test]
+fn a_socket_that_was_refused_can_connect_again() {
+    if !privileged("a_socket_that_was_refused_can_connect_again") {
+        return;
+    }
+    in_new_netns(|netns| {
+        let mut recording = Recording::start(&config(), &[netns]);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        let me = super::support::cookie_of(&fd);
+        let nobody = SockaddrIn::from_str("127.0.0.1:1").expect("an address");
+        assert_eq!(connect(fd.as_raw_fd(), &nobody).expect_err("nobody listens") as i32, 111);
+        let to = SockaddrIn::from_str(&listener.local_addr().expect("local").to_string()).expect("an address");
+        connect(fd.as_raw_fd(), &to).expect("connected");
+        let (mut client, mut server) = (TcpStream::from(fd), listener.accept().expect("accepted").0);
+        let request = b"GET /again HTTP/1.1\r\nhost: a\r\n\r\n";
+        client.write_all(request).expect("written");
+        let mut buffer = vec![0; request.len()];
+        server.read_exact(&mut buffer).expect("read");
+        server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").expect("written");
+        assert!(client.read(&mut [0; 64]).expect("read") > 0);
+        let (local, remote) = (client.local_addr().expect("local"), client.peer_addr().expect("peer"));
+        drop((server, client));
+        recording.drain_until("both ends", |r| r.closed.contains(&me) && r.closed.len() > 1);
+        let (probes, all) = recording.finish();
+        let ours = &all.sockets[&me];
+        assert_eq!((ours.local.0, ours.remote.0), (local, remote), "{:?}", probes.tier());
+        assert_eq!((ours.connect_error, ours.lost_events), (None, 0));
+        assert!(ours.established.is_some() && ours.handshake.is_some() && ours.close.is_some(), "{ours:?}");
+        let sent = all.of(me, Direction::Egress);
+        let again = Content::Http1Request { method: "GET".into(), path: "/again".into() };
+        assert!(sent.len() == 1 && sent[0].content == again && !sent[0].gap_before, "{sent:?}");
+        assert_eq!(all.of(me, Direction::Ingress).len(), 1);
     });
 }
 
