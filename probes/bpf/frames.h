@@ -48,7 +48,8 @@ struct walk {
 	__u8 data[FRAMES_SIZE + MOST_AT_ONCE];
 };
 
-// One at a time on a processor: a program is not entered again while it runs there.
+// One at a time on a processor: the kernel does not enter a program again while it runs there, also where another thread has
+// taken its place. What such a run would have told is missing; the kernel counts them, and user space tells how many.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

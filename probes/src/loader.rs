@@ -8,9 +8,11 @@ use crate::tier::{self, TIERS};
 use crate::uprobe::{Library, LibraryError, Reach, Uprobes};
 use crate::{RawEvent, filter::NamespaceFilter};
 use aya::maps::{MapData, MapError, PerCpuArray};
+use aya::programs::ProgramFd;
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use meshdiff_model::{Metric, MonotonicNs, ProbeStats, ProbeTier};
 use nix::time::{ClockId, clock_gettime};
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
 /// The built probes of the tiers tp_btf and fentry. `make bpf` builds them anew; a test proves that they belong to the source beside
@@ -70,6 +72,8 @@ pub struct ProbeCounters {
     pub announcements_delayed: u64,
     /// Events dropped because the kernel could not allocate the socket's state.
     pub untracked: u64,
+    /// Runs that the kernel left out, of any socket's, because the same program was running on the processor already.
+    pub skipped: u64,
     /// Records that user space took from the ring.
     pub consumed: u64,
     /// Records among those that could not be decoded.
@@ -350,6 +354,7 @@ impl Probes {
             lost: sum(1)?,
             announcements_delayed: sum(2)?,
             untracked: sum(3)?,
+            skipped: self.skipped(),
             consumed: self.ring.consumed(),
             undecodable: self.ring.undecodable(),
         })
@@ -363,7 +368,22 @@ impl Probes {
     pub fn stats(&self) -> Result<ProbeStats, ProbeError> {
         let counters = self.counters()?;
         let (runs, run_time_ns) = self.cost.scaled(self.runs(), counters.emitted + counters.lost);
-        Ok(ProbeStats { events: counters.emitted, lost_events: counters.lost + counters.untracked, runs, run_time_ns })
+        Ok(ProbeStats {
+            events: counters.emitted,
+            lost_events: counters.lost + counters.untracked,
+            skipped_runs: counters.skipped,
+            runs,
+            run_time_ns,
+        })
+    }
+
+    /// Runs of all programs that the kernel left out.
+    fn skipped(&self) -> u64 {
+        let misses = |fd: &ProgramFd| {
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).ok()?;
+            recursion_misses(&info)
+        };
+        self.programs.programs().filter_map(|(_, p)| misses(p.fd().ok()?)).sum()
     }
 
     /// Run count and run time of all programs, as far as the kernel measured them.
@@ -406,6 +426,11 @@ fn map(programs: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, ProbeE
 /// (`Function::sanitize` in aya-obj), which is forbidden too.
 fn text_payload() -> bool {
     !aya::features().bpf_probe_read_kernel()
+}
+
+/// What the kernel says of a program's descriptor (`bpf_prog_show_fdinfo`).
+fn recursion_misses(info: &str) -> Option<u64> {
+    info.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
 /// The level of kernel lockdown that is in force, as far as it is to be seen.
@@ -466,6 +491,13 @@ mod tests {
         let map = MapError::CreateError { name: "ring".to_owned(), io_error: std::io::Error::from_raw_os_error(12) };
         let error = load_error(EbpfError::MapError(map));
         assert!(matches!(&error, ProbeError::MapRefused { map, .. } if map == "ring"), "{error}");
+    }
+
+    #[test]
+    fn runs_left_out_are_read_from_a_descriptor() {
+        let info = "pos:\t0\nprog_type:\t26\nrun_cnt:\t9\nrecursion_misses:\t8\nverified_insns:\t120\n";
+        assert_eq!(recursion_misses(info), Some(8));
+        assert_eq!(recursion_misses("prog_type:\t26\n"), None);
     }
 
     #[test]

@@ -37,6 +37,11 @@ pub struct ProbeStats {
     pub events: u64,
     /// Records that found the ring buffer full.
     pub lost_events: u64,
+    /// Runs that the kernel left out, also for sockets that are not watched, because the same probe was running on the processor already
+    /// (in a thread that was interrupted or had to make way for another). What they would have told is missing, without a gap in
+    /// its socket's counter. 0 where the kernel does not count them (before Linux 5.12).
+    #[serde(default)]
+    pub skipped_runs: u64,
     /// Times that a probe ran, also for sockets that are not watched.
     pub runs: u64,
     /// Time spent inside the probes, in ns, as the kernel counts it (`run_time_ns`; counting itself adds to it). 0 where the kernel does

@@ -348,16 +348,18 @@ fn one_socket_of_many_threads_and_processes() {
         recording.drain();
         drop((client, copy, server));
         closed(&mut recording, &[c, s]);
-        let (_, all) = recording.finish();
+        let (probes, all) = recording.finish();
         let row = all.total(c);
-        assert_eq!(
-            (row.write.calls, row.write.bytes),
-            ((THREADS * EACH + 1) as u64, (THREADS * EACH * 100 + 10) as u64)
-        );
+        let (calls, bytes) = ((THREADS * EACH + 1) as u64, (THREADS * EACH * 100 + 10) as u64);
+        // A thread that loses its processor in the middle of a probe takes the others' writes there out of sight.
+        let skipped = probes.counters().expect("counters").skipped;
+        let missing = calls - row.write.calls;
+        assert!(missing <= skipped, "{missing} of {calls} writes are missing, of which the kernel left out {skipped}");
+        assert!(bytes - row.write.bytes <= missing * 100, "{row:?}");
         let timed = row.write.duration.expect("writes are timed").count();
         assert!(timed <= row.write.calls && timed > 0, "{timed} of {}", row.write.calls);
         assert_ne!(all.sockets[&c].owner.map(|t| t.0), Some(std::process::id()), "the child wrote last");
-        assert_eq!(all.bytes(c, Direction::Egress), row.write.bytes);
+        assert!(missing > 0 || all.bytes(c, Direction::Egress) == row.write.bytes);
     });
 }
 

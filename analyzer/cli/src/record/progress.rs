@@ -88,6 +88,10 @@ pub(crate) fn summary(output: &Path, meta: &Meta) {
         meta.envoy_versions.values().sum::<u64>(),
         meta.probes.stats.lost_events
     );
+    let skipped = meta.probes.stats.skipped_runs;
+    if skipped > 0 {
+        eprintln!("The kernel left out {skipped} runs of probes that were running on the processor already; events may be missing.");
+    }
     if rows(Table::AccessLogs) == 0 {
         eprintln!(
             "No access log entry arrived: do the sidecars' ALS settings point to {}?",
