@@ -72,7 +72,7 @@ impl KernelSide {
         let mut libraries = options.follow_libraries.map(libraries::pair);
         let found = libraries.as_mut().map(|(finder, follower)| {
             finder.look(&watched.iter().map(|w| w.netns).collect());
-            follower.follow(&mut probes)
+            follower.follow(&mut probes, Duration::MAX)
         });
         let ring_bytes = u64::from(options.ring_bytes);
         Ok(Self {
@@ -222,7 +222,7 @@ fn drain(
             detached = true;
         }
         if let Some(follower) = follower.filter(|_| !stopping) {
-            let new = Item::Libraries(follower.follow(&mut probes));
+            let new = Item::Libraries(follower.follow(&mut probes, libraries::TURN));
             if !new.is_empty() {
                 drop(to_store.blocking_send(new));
             }

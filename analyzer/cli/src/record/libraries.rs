@@ -5,8 +5,13 @@ use meshdiff_capture::TlsLibrary;
 use meshdiff_model::NetnsId;
 use meshdiff_probes::{Library, LibraryError, LibraryFinder, Look, Probes, Reach};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// How long following what was found may keep the ring from being drained; the rest waits for the next turn. One library takes some ms.
+pub(super) const TURN: Duration = Duration::from_millis(10);
 
 /// What looks.
 pub(super) struct Finder {
@@ -17,7 +22,14 @@ pub(super) struct Finder {
 /// What follows.
 pub(super) struct Follower {
     found: Receiver<Look>,
+    queue: RefCell<VecDeque<Step>>,
     reach: Reach,
+}
+
+/// What is to be done about something that was found, in the order in which it was.
+enum Step {
+    Forget(u32),
+    Attach(Library),
 }
 
 pub(super) fn pair(reach: Reach) -> (Finder, Follower) {
@@ -26,7 +38,7 @@ pub(super) fn pair(reach: Reach) -> (Finder, Follower) {
         let _: Result<_, _> = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
     let (to_follower, found) = channel();
-    (Finder { finder: LibraryFinder::new(), found: to_follower }, Follower { found, reach })
+    (Finder { finder: LibraryFinder::new(), found: to_follower }, Follower { found, queue: RefCell::default(), reach })
 }
 
 impl Finder {
@@ -41,14 +53,29 @@ impl Finder {
 }
 
 impl Follower {
-    /// Follows what was found since; what is to be said of it in the capture.
-    pub(super) fn follow(&self, probes: &mut Probes) -> Vec<TlsLibrary> {
+    /// Follows what was found since, for about as long as `most`; what is to be said of it in the capture.
+    pub(super) fn follow(&self, probes: &mut Probes, most: Duration) -> Vec<TlsLibrary> {
         let mut list = Vec::new();
+        let mut queue = self.queue.borrow_mut();
         for look in self.found.try_iter() {
-            look.ended.iter().for_each(|&pid| probes.forget_process(pid));
-            add(&mut list, look.new.into_iter().filter_map(|library| attach(probes, library, self.reach)));
+            queue.extend(look.ended.into_iter().map(Step::Forget).chain(look.new.into_iter().map(Step::Attach)));
         }
+        within(&mut queue, most, |step| match step {
+            Step::Forget(pid) => probes.forget_process(pid),
+            Step::Attach(library) => add(&mut list, attach(probes, library, self.reach)),
+        });
         list
+    }
+}
+
+/// Does what is in a queue until the time is up; at least one step, so that there is an end to it.
+fn within<T>(queue: &mut VecDeque<T>, most: Duration, mut act: impl FnMut(T)) {
+    let began = Instant::now();
+    while let Some(step) = queue.pop_front() {
+        act(step);
+        if began.elapsed() >= most {
+            break;
+        }
     }
 }
 
@@ -85,6 +112,18 @@ pub(super) fn add(list: &mut Vec<TlsLibrary>, more: impl IntoIterator<Item = Tls
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_takes_long_is_done_bit_by_bit() {
+        let mut queue: VecDeque<_> = (0..3).collect();
+        let mut done = Vec::new();
+        within(&mut queue, Duration::ZERO, |n| done.push(n));
+        assert_eq!((&done[..], queue.len()), (&[0][..], 2));
+        within(&mut queue, Duration::MAX, |n| done.push(n));
+        assert_eq!((&done[..], queue.len()), (&[0, 1, 2][..], 0));
+        within(&mut queue, Duration::MAX, |n| done.push(n));
+        assert_eq!(done.len(), 3);
+    }
 
     #[test]
     fn processes_of_one_library_are_one_line() {
