@@ -269,7 +269,7 @@ impl SocketState {
             EventKind::Ready { end, copied_seq } => counting.ready(at, end, copied_seq),
             EventKind::Recv { end, len } => counting.read(Read { at, len, took: event.extra.read_took }, end, emit),
             EventKind::State { write_seq, .. } => counting.taken_until(write_seq),
-            EventKind::Held { next, len } => counting.taken_until(next.advance(len)),
+            EventKind::Held { next, len } => counting.had_taken(next.advance(len)),
             EventKind::Retransmit { .. } => counting.retransmit(at, emit),
             EventKind::Drop { reason } => counting.drop(at, out.drop_reasons.name(reason), emit),
             EventKind::Reset { .. } => {}

@@ -140,6 +140,15 @@ impl Counting {
         }
     }
 
+    /// As [`Self::taken_until`], seen at the end of a call, when another thread may have begun its own: that none of the last write was taken
+    /// proves nothing then.
+    #[inline]
+    pub(crate) fn had_taken(&mut self, seq: SeqNo) {
+        if self.write.as_ref().is_some_and(|write| write.seq.before(seq)) {
+            self.taken_until(seq);
+        }
+    }
+
     /// How long the last write took; told by a record that came later.
     #[inline]
     pub(crate) fn write_took(&mut self, took: DurationNs, out: &mut impl FnMut(SocketMetrics)) {
