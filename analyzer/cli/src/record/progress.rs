@@ -90,7 +90,9 @@ pub(crate) fn summary(output: &Path, meta: &Meta) {
     );
     let skipped = meta.probes.stats.skipped_runs;
     if skipped > 0 {
-        eprintln!("The kernel left out {skipped} runs of probes that were running on the processor already; events may be missing.");
+        eprintln!(
+            "The kernel left out {skipped} runs of probes that were running on the processor already; events may be missing."
+        );
     }
     if rows(Table::AccessLogs) == 0 {
         eprintln!(
