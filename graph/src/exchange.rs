@@ -39,6 +39,9 @@ enum Way {
     Response,
 }
 
+/// The connection is upgraded to another protocol, WebSocket for instance (RFC 9110, section 7.8).
+pub(crate) const SWITCHING_PROTOCOLS: Content = Content::Http1Response { status: 101 };
+
 /// The exchanges of a connection, in order. Opaque protocols yield turns too: the caller decides what they mean.
 pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint]) -> Vec<Exchange> {
     let view = View::of(connection, endpoints);
@@ -122,6 +125,13 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
                         (start, Content::Unknown)
                     }
                 };
+                if open.response.is_none() && content == SWITCHING_PROTOCOLS {
+                    // It has no body: what follows is another protocol's, and no part of any exchange.
+                    let end = view.head_until(piece, start).unwrap_or(piece.end);
+                    open.response = Some((start, end));
+                    open.response_content = content;
+                    break;
+                }
                 // What its sender sent of it counts, not only what was seen to arrive.
                 let piece_end = view.sent_until(piece).max(piece.end);
                 match &mut open.response {
@@ -167,6 +177,18 @@ impl<'a> View<'a> {
                 s.egress.piece_at(piece.start + shift).map_or(Content::Unknown, |p| p.content.clone())
             }
         }
+    }
+
+    /// Where the head of the response ends that begins at `start` in a piece, if its sender's bytes told.
+    fn head_until(&self, piece: &Piece, start: Offset) -> Option<Offset> {
+        let (shift, head_end) = match (self.client, self.server) {
+            (Some(c), Some(s)) => {
+                let shift = c.ingress.shift_to(&s.egress);
+                (shift, s.egress.piece_at(start + shift)?.head_end)
+            }
+            _ => (0, piece.head_end),
+        };
+        head_end.map(|end| end - shift).filter(|end| *end > start)
     }
 
     /// Where the message of the response direction ends, at its sender, that holds a piece's last byte.

@@ -58,6 +58,30 @@ fn an_interim_response_does_not_mark_the_response() {
 }
 
 #[test]
+fn an_upgrade_ends_with_its_head() {
+    let mut switching = crossed(BACK, 0, 200, 200, status(101));
+    // The first frames of the new protocol left with the head.
+    switching[0].head_end = Some(meshdiff_model::SeqNo(120));
+    let messages = [
+        crossed(THERE, 0, 50, 100, get()),
+        switching,
+        crossed(THERE, 50, 900, 300, Content::Unknown),
+        crossed(BACK, 200, 80, 400, Content::Unknown),
+    ]
+    .concat();
+    let (list, connection, endpoints) = exchanges(&messages);
+    assert_eq!(list.len(), 1);
+    assert_eq!(list[0].response_content, status(101));
+    let request = list[0].request_crossing(&connection, &endpoints);
+    let response = list[0].response_crossing(&connection, &endpoints, None);
+    assert_eq!((request.last_send, request.bytes), (Some(MonotonicNs(100)), 50));
+    assert_eq!(
+        (response.send, response.last_send, response.bytes),
+        (Some(MonotonicNs(200)), Some(MonotonicNs(200)), 120)
+    );
+}
+
+#[test]
 fn an_early_response_does_not_cut_the_request() {
     let messages = [
         crossed(THERE, 0, 50, 100, post()),

@@ -1,7 +1,7 @@
 //! What is known of one request, put together.
 
 use super::{Entry, Joiner, TOLERANCE, local_reply};
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, SWITCHING_PROTOCOLS};
 use meshdiff_model::{
     Closer, Content, Crossing, Flows, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie,
     UnmatchedReason,
@@ -197,6 +197,10 @@ impl Joiner<'_> {
         let had_all = |given: MonotonicNs| hop.response[at].last_recv.is_some_and(|last| last <= given);
         if let Some(stream) = &exchange.stream {
             return stream.cancelled.filter(|reset| !had_all(*reset));
+        }
+        // An upgraded connection ends when its client is done with it.
+        if exchange.response_content == SWITCHING_PROTOCOLS {
+            return None;
         }
         // Envoy's flag for a client that went away (`DC`); the end of a connection ends a response without a length as well.
         let went_away = client.log.response_flags.iter().any(|flag| &**flag == "DC");

@@ -72,7 +72,7 @@ const CASES: &[Row] = &[
     ("http10-client", "http/1.0", Full, None),
     ("http10-server", "http/1.1", Full, None),
     // Whether both ends closed in peace is not told yet: the upgrade counts as given up.
-    ("websocket", "http/1.1", Partial(&["gave_up"]), None),
+    ("websocket", "http/1.1", Full, None),
     ("http2-get", "http/2", STREAMS, None),
     ("http2-concurrent", "http/2", STREAMS, pause("server_app", Role::Server, Doing::Thinking)),
     ("http2-interleaved", "http/2", STREAMS, None),
