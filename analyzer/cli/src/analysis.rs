@@ -127,7 +127,12 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
                 path.display()
             ),
         };
-        if !has_lines(args.namespace.as_deref()) {
+        // Lines stand for a namespace that has no requests at all, not for a time in which it had none.
+        let has_requests = match &args.namespace {
+            Some(ns) => namespaces.contains(ns),
+            None => total > 0,
+        };
+        if has_requests || !has_lines(args.namespace.as_deref()) {
             return Err(Failure::TooLittleData(text));
         }
         if total > 0 {
