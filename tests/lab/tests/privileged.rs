@@ -297,7 +297,9 @@ fn a_lab_for_one_command_goes_with_it() {
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), lab.0);
     assert_eq!(lab.traces(), Vec::<String>::new());
 
-    let mut run = Command::new(env!("CARGO_BIN_EXE_meshdiff-lab"))
+    // Whoever started the tests may ignore Ctrl-C (a shell does so for what it puts into the background), and programs inherit that.
+    let mut run = Command::new("env")
+        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_meshdiff-lab")])
         .args(["run", "--name", &lab.0, "--", "sh", "-c", "echo ready; exec sleep 60"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
