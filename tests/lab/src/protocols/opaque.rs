@@ -10,40 +10,13 @@ use super::server::Shared;
 use super::tape::Taped;
 use crate::clock::MonotonicNs;
 use crate::topology::LOADGEN;
-use crate::truth::{ExchangeRecord, Leg, Nonce, Protocol, Role, StreamMessage};
+use crate::truth::{ExchangeRecord, Nonce, Protocol, Role, Sockets, StreamMessage};
 
 const GREETING: &[u8] = b"220 lab\r\n";
 const FAREWELL: &[u8] = b"221 bye\r\n";
 
-fn record(
-    role: Role,
-    pod: &str,
-    (case, nonce): (&str, Nonce),
-    local: SocketAddr,
-    remote: SocketAddr,
-) -> ExchangeRecord {
-    ExchangeRecord {
-        role,
-        pod: pod.to_owned(),
-        case: case.to_owned(),
-        protocol: Protocol::Tcp,
-        nonce,
-        request_id: None,
-        local,
-        remote,
-        stream: None,
-        method: String::new(),
-        path: String::new(),
-        status: None,
-        grpc_status: None,
-        request: Leg::default(),
-        interim: None,
-        response: Leg::default(),
-        waits: Vec::new(),
-        messages: Vec::new(),
-        gave_up: false,
-        error: None,
-    }
+fn record(role: Role, pod: &str, of: (&str, Nonce), local: SocketAddr, remote: SocketAddr) -> ExchangeRecord {
+    ExchangeRecord::begin(role, pod, of, Protocol::Tcp, Sockets { local, remote })
 }
 
 /// Both directions as a whole, the request being what the client sent.

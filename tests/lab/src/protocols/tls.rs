@@ -97,7 +97,7 @@ impl Library {
 /// One side's settings, for the life of the process.
 #[derive(Debug)]
 pub struct Context {
-    library: &'static Library,
+    ssl: &'static Library,
     raw: Pointer,
 }
 
@@ -109,10 +109,10 @@ unsafe impl Sync for Context {}
 
 impl Context {
     fn new() -> io::Result<Self> {
-        let library = Library::get()?;
+        let ssl = Library::get()?;
         // SAFETY: TLS_method has no arguments and returns a static method table, which SSL_CTX_new takes.
-        let raw = unsafe { (library.ctx_new)((library.tls_method)()) };
-        if raw.is_null() { Err(io::Error::other("SSL_CTX_new failed")) } else { Ok(Self { library, raw }) }
+        let raw = unsafe { (ssl.ctx_new)((ssl.tls_method)()) };
+        if raw.is_null() { Err(io::Error::other("SSL_CTX_new failed")) } else { Ok(Self { ssl, raw }) }
     }
 
     /// For a server with `cert-chain.pem` and `key.pem` of that folder.
@@ -125,8 +125,8 @@ impl Context {
         let (chain, key) = (path("cert-chain.pem")?, path("key.pem")?);
         // SAFETY: the context is a live SSL_CTX of this library, the paths end with a NUL.
         let fit = unsafe {
-            (context.library.use_chain)(context.raw, chain.as_ptr()) == 1
-                && (context.library.use_key)(context.raw, key.as_ptr(), FILETYPE_PEM) == 1
+            (context.ssl.use_chain)(context.raw, chain.as_ptr()) == 1
+                && (context.ssl.use_key)(context.raw, key.as_ptr(), FILETYPE_PEM) == 1
         };
         if fit { Ok(context) } else { Err(io::Error::other("libssl does not take the certificate or its key")) }
     }
@@ -146,7 +146,7 @@ impl Context {
     pub fn accept(&self, stream: TcpStream, ex: bool) -> io::Result<TlsStream> {
         let stream = self.over(stream, ex)?;
         // SAFETY: the SSL is live and has its descriptor.
-        let done = unsafe { (stream.library.accept)(stream.raw) };
+        let done = unsafe { (stream.ssl.accept)(stream.raw) };
         stream.check(done).map(|_| stream)
     }
 
@@ -160,22 +160,22 @@ impl Context {
         let alpn = b"\x08http/1.1";
         // SAFETY: the SSL is live; libssl copies the name and the protocols.
         let done = unsafe {
-            (stream.library.ctrl)(stream.raw, SET_HOSTNAME, 0, host.as_ptr().cast_mut().cast());
-            (stream.library.set_alpn)(stream.raw, alpn.as_ptr(), alpn.len() as u32);
-            (stream.library.connect)(stream.raw)
+            (stream.ssl.ctrl)(stream.raw, SET_HOSTNAME, 0, host.as_ptr().cast_mut().cast());
+            (stream.ssl.set_alpn)(stream.raw, alpn.as_ptr(), alpn.len() as u32);
+            (stream.ssl.connect)(stream.raw)
         };
         stream.check(done).map(|_| stream)
     }
 
     fn over(&self, stream: TcpStream, ex: bool) -> io::Result<TlsStream> {
         // SAFETY: the context is live.
-        let raw = unsafe { (self.library.new)(self.raw) };
+        let raw = unsafe { (self.ssl.new)(self.raw) };
         if raw.is_null() {
             return Err(io::Error::other("SSL_new failed"));
         }
-        let made = TlsStream { library: self.library, raw, stream, ex };
+        let made = TlsStream { ssl: self.ssl, raw, stream, ex };
         // SAFETY: the SSL is live, and the descriptor lives as long as it does: both are in `made`.
-        let set = unsafe { (made.library.set_fd)(made.raw, made.stream.as_raw_fd()) };
+        let set = unsafe { (made.ssl.set_fd)(made.raw, made.stream.as_raw_fd()) };
         if set == 1 { Ok(made) } else { Err(io::Error::other("SSL_set_fd failed")) }
     }
 }
@@ -183,7 +183,7 @@ impl Context {
 /// A connection through libssl.
 #[derive(Debug)]
 pub struct TlsStream {
-    library: &'static Library,
+    ssl: &'static Library,
     raw: Pointer,
     stream: TcpStream,
     ex: bool,
@@ -201,7 +201,7 @@ impl TlsStream {
         }
         let system = io::Error::last_os_error();
         // SAFETY: the SSL is live, and this is the thread that made the call.
-        match unsafe { (self.library.get_error)(self.raw, result) } {
+        match unsafe { (self.ssl.get_error)(self.raw, result) } {
             ERROR_ZERO_RETURN => Ok(0),
             ERROR_SYSCALL => Err(system),
             other => Err(io::Error::other(format!("libssl failed with SSL_get_error {other}"))),
@@ -215,9 +215,9 @@ impl Read for TlsStream {
         // SAFETY: the SSL is live, the buffer is as long as is said.
         let result = unsafe {
             if self.ex {
-                (self.library.read_ex)(self.raw, buffer.as_mut_ptr().cast(), buffer.len(), &raw mut count)
+                (self.ssl.read_ex)(self.raw, buffer.as_mut_ptr().cast(), buffer.len(), &raw mut count)
             } else {
-                (self.library.read)(self.raw, buffer.as_mut_ptr().cast(), buffer.len() as c_int)
+                (self.ssl.read)(self.raw, buffer.as_mut_ptr().cast(), buffer.len() as c_int)
             }
         };
         let read = self.check(result)?;
@@ -231,9 +231,9 @@ impl Write for TlsStream {
         // SAFETY: the SSL is live, the bytes are as many as is said.
         let result = unsafe {
             if self.ex {
-                (self.library.write_ex)(self.raw, bytes.as_ptr().cast(), bytes.len(), &raw mut count)
+                (self.ssl.write_ex)(self.raw, bytes.as_ptr().cast(), bytes.len(), &raw mut count)
             } else {
-                (self.library.write)(self.raw, bytes.as_ptr().cast(), bytes.len() as c_int)
+                (self.ssl.write)(self.raw, bytes.as_ptr().cast(), bytes.len() as c_int)
             }
         };
         let written = self.check(result)?;
@@ -248,7 +248,7 @@ impl Write for TlsStream {
 impl Duplex for TlsStream {
     fn finish(&mut self) {
         // SAFETY: the SSL is live. Its result says whether the peer closed too, which nobody waits for.
-        unsafe { (self.library.shutdown)(self.raw) };
+        unsafe { (self.ssl.shutdown)(self.raw) };
         self.stream.finish();
     }
 }
@@ -256,7 +256,7 @@ impl Duplex for TlsStream {
 impl Drop for TlsStream {
     fn drop(&mut self) {
         // SAFETY: the SSL came from SSL_new and is freed once.
-        unsafe { (self.library.free)(self.raw) };
+        unsafe { (self.ssl.free)(self.raw) };
     }
 }
 

@@ -182,9 +182,48 @@ pub struct ExchangeRecord {
     pub gave_up: bool,
     /// What went wrong.
     pub error: Option<String>,
+    /// The exchange that this one was made for, where an application calls on while it serves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Nonce>,
+}
+
+/// The two ends of a connection, as one of them knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sockets {
+    /// This one's.
+    pub local: SocketAddr,
+    /// The other one's.
+    pub remote: SocketAddr,
 }
 
 impl ExchangeRecord {
+    /// What an end knows before anything was said: who it is, and of which exchange on which connection. Everything else is empty.
+    pub fn begin(role: Role, pod: &str, (case, nonce): (&str, Nonce), protocol: Protocol, sockets: Sockets) -> Self {
+        Self {
+            role,
+            pod: pod.to_owned(),
+            case: case.to_owned(),
+            protocol,
+            nonce,
+            request_id: None,
+            local: sockets.local,
+            remote: sockets.remote,
+            stream: None,
+            method: String::new(),
+            path: String::new(),
+            status: None,
+            grpc_status: None,
+            request: Leg::default(),
+            interim: None,
+            response: Leg::default(),
+            waits: Vec::new(),
+            messages: Vec::new(),
+            gave_up: false,
+            error: None,
+            parent: None,
+        }
+    }
+
     /// How long the client waited: from right before the call that sent the first byte to right after the one that
     /// brought the last; absent if it never came to that.
     pub fn waited_ns(&self) -> Option<u64> {

@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-pub use exchange::{Doing, ExchangeRecord, Leg, Mark, Protocol, Role, StreamMessage, Wait};
+pub use exchange::{Doing, ExchangeRecord, Leg, Mark, Protocol, Role, Sockets, StreamMessage, Wait};
 pub use records::{AuthzRecord, ClientRecord, InvalidNonce, Nonce, PacketRecord, Record, ServerRecord, Side};
 
 use crate::clock::MonotonicNs;

@@ -16,7 +16,7 @@ use crate::hop::{NONCE, REQUEST_ID, uuid_v4};
 use crate::protocols::ask::{ASK, Ask, Flow, Pause};
 use crate::protocols::http1::client::{GIVE_UP, To};
 use crate::topology::LOADGEN;
-use crate::truth::{ExchangeRecord, Leg, Nonce, Protocol, Role};
+use crate::truth::{ExchangeRecord, Leg, Nonce, Protocol, Role, Sockets};
 
 /// One exchange as the client makes it.
 #[derive(Clone, Debug)]
@@ -97,29 +97,15 @@ impl Client {
     /// Makes one exchange; several may be under way at once.
     pub async fn exchange(&self, what: &Exchange) -> ExchangeRecord {
         let nonce = Nonce::new();
-        let case = what.ask.case.clone();
+        let case = &what.ask.case;
+        let protocol = if what.grpc { Protocol::Grpc } else { Protocol::Http2 };
+        let sockets = Sockets { local: self.local, remote: self.remote };
         let mut record = ExchangeRecord {
-            role: Role::Client,
-            pod: LOADGEN.to_owned(),
-            protocol: if what.grpc { Protocol::Grpc } else { Protocol::Http2 },
-            nonce,
             request_id: Some(uuid_v4(rand::rng().random())),
-            local: self.local,
-            remote: self.remote,
-            stream: None,
             method: if what.grpc || what.request.messages > 0 { "POST" } else { "GET" }.to_owned(),
             // gRPC's paths name a method, not a request.
             path: if what.grpc { format!("/lab.Echo/{case}") } else { format!("/{case}/{nonce}") },
-            case,
-            status: None,
-            grpc_status: None,
-            request: Leg::default(),
-            interim: None,
-            response: Leg::default(),
-            waits: Vec::new(),
-            messages: Vec::new(),
-            gave_up: false,
-            error: None,
+            ..ExchangeRecord::begin(Role::Client, LOADGEN, (case, nonce), protocol, sockets)
         };
         let mut notes = [Notes::default(), Notes::default()];
         let made = tokio::time::timeout(GIVE_UP, self.make(what, &mut record, &mut notes)).await;

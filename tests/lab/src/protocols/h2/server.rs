@@ -17,7 +17,7 @@ use crate::clock::MonotonicNs;
 use crate::hop::{NONCE, REQUEST_ID};
 use crate::protocols::ask::{ASK, Ask, Pause};
 use crate::protocols::server::Shared;
-use crate::truth::{Doing, ExchangeRecord, Leg, Protocol, Role};
+use crate::truth::{Doing, ExchangeRecord, Leg, Protocol, Role, Sockets};
 
 /// How long the end of a response may take to leave.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -78,27 +78,15 @@ async fn stream_of(
     let field = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let ask = Ask::from_header(field(ASK));
     let grpc = field("content-type").is_some_and(|kind| kind.starts_with("application/grpc"));
+    let protocol = if grpc { Protocol::Grpc } else { Protocol::Http2 };
+    let nonce = field(NONCE).and_then(|text| text.parse().ok()).unwrap_or_default();
+    let sockets = Sockets { local, remote: peer };
     let mut record = ExchangeRecord {
-        role: Role::Server,
-        pod: shared.workload.clone(),
-        case: ask.case.clone(),
-        protocol: if grpc { Protocol::Grpc } else { Protocol::Http2 },
-        nonce: field(NONCE).and_then(|text| text.parse().ok()).unwrap_or_default(),
         request_id: field(REQUEST_ID).map(str::to_owned),
-        local,
-        remote: peer,
         stream: Some(stream),
         method: request.method().to_string(),
         path: request.uri().path().to_owned(),
-        status: None,
-        grpc_status: None,
-        request: Leg::default(),
-        interim: None,
-        response: Leg::default(),
-        waits: Vec::new(),
-        messages: Vec::new(),
-        gave_up: false,
-        error: None,
+        ..ExchangeRecord::begin(Role::Server, &shared.workload, (&ask.case, nonce), protocol, sockets)
     };
     let mut notes = [Notes::default(), Notes::default()];
     let answered = answer(request, &mut respond, &ask, grpc, &mut record, &mut notes).await;

@@ -11,7 +11,7 @@ use crate::hop::{NONCE, REQUEST_ID, uuid_v4};
 use crate::protocols::ask::{ASK, Ask, Flow, Pause};
 use crate::protocols::tape::Taped;
 use crate::topology::LOADGEN;
-use crate::truth::{Doing, ExchangeRecord, Leg, Nonce, Protocol, Role};
+use crate::truth::{Doing, ExchangeRecord, Nonce, Protocol, Role, Sockets};
 
 /// No exchange of the cases takes longer; beyond it something is broken.
 pub const GIVE_UP: Duration = Duration::from_secs(20);
@@ -128,27 +128,13 @@ impl<S: Duplex> Connection<S> {
     /// A record of an exchange that begins now.
     pub fn begin(&self, what: &Exchange) -> ExchangeRecord {
         let nonce = Nonce::new();
+        let sockets = Sockets { local: self.local, remote: self.remote };
+        let case = &what.ask.case;
         ExchangeRecord {
-            role: Role::Client,
-            pod: LOADGEN.to_owned(),
-            case: what.ask.case.clone(),
-            protocol: self.protocol,
-            nonce,
             request_id: Some(uuid_v4(rand::rng().random())),
-            local: self.local,
-            remote: self.remote,
-            stream: None,
             method: what.method.to_owned(),
-            path: format!("/{}/{nonce}", what.ask.case),
-            status: None,
-            grpc_status: None,
-            request: Leg::default(),
-            interim: None,
-            response: Leg::default(),
-            waits: Vec::new(),
-            messages: Vec::new(),
-            gave_up: false,
-            error: None,
+            path: format!("/{case}/{nonce}"),
+            ..ExchangeRecord::begin(Role::Client, LOADGEN, (case, nonce), self.protocol, sockets)
         }
     }
 

@@ -11,7 +11,7 @@ use crate::protocols::ask::{ASK, Ask};
 use crate::protocols::server::Shared;
 use crate::protocols::tape::Taped;
 use crate::protocols::websocket;
-use crate::truth::{Doing, ExchangeRecord, Leg, Protocol, Role, Wait};
+use crate::truth::{Doing, ExchangeRecord, Protocol, Role, Sockets, Wait};
 
 /// How long a connection that was answered early may go on sending.
 const LINGER: Duration = Duration::from_secs(1);
@@ -65,27 +65,13 @@ fn drain<S: Duplex>(wire: &mut Taped<S>) {
 }
 
 fn record(shared: &Shared, ends: Ends, head: &Head, ask: &Ask) -> ExchangeRecord {
+    let nonce = head.headers.get(NONCE).and_then(|text| text.parse().ok()).unwrap_or_default();
+    let sockets = Sockets { local: ends.local, remote: ends.peer };
     ExchangeRecord {
-        role: Role::Server,
-        pod: shared.workload.clone(),
-        case: ask.case.clone(),
-        protocol: ends.protocol,
-        nonce: head.headers.get(NONCE).and_then(|text| text.parse().ok()).unwrap_or_default(),
         request_id: head.headers.get(REQUEST_ID).map(str::to_owned),
-        local: ends.local,
-        remote: ends.peer,
-        stream: None,
         method: head.method.clone(),
         path: head.path.clone(),
-        status: None,
-        grpc_status: None,
-        request: Leg::default(),
-        interim: None,
-        response: Leg::default(),
-        waits: Vec::new(),
-        messages: Vec::new(),
-        gave_up: false,
-        error: None,
+        ..ExchangeRecord::begin(Role::Server, &shared.workload, (&ask.case, nonce), ends.protocol, sockets)
     }
 }
 
