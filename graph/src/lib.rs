@@ -11,6 +11,7 @@ mod http2_places;
 mod join;
 pub mod lines;
 mod mesh;
+pub mod nodes;
 #[cfg(test)]
 mod samples;
 mod stream;

@@ -130,6 +130,21 @@ pub struct HopTimings {
 }
 
 impl HopTimings {
+    /// Every span that it gives, as something makes it.
+    #[must_use]
+    pub fn map(self, mut with: impl FnMut(DurationNs) -> DurationNs) -> Self {
+        Self {
+            time_to_last_rx_byte: self.time_to_last_rx_byte.map(&mut with),
+            time_to_first_upstream_tx_byte: self.time_to_first_upstream_tx_byte.map(&mut with),
+            time_to_last_upstream_tx_byte: self.time_to_last_upstream_tx_byte.map(&mut with),
+            time_to_first_upstream_rx_byte: self.time_to_first_upstream_rx_byte.map(&mut with),
+            time_to_last_upstream_rx_byte: self.time_to_last_upstream_rx_byte.map(&mut with),
+            time_to_first_downstream_tx_byte: self.time_to_first_downstream_tx_byte.map(&mut with),
+            time_to_last_downstream_tx_byte: self.time_to_last_downstream_tx_byte.map(&mut with),
+            duration: self.duration.map(&mut with),
+        }
+    }
+
     /// The longest span that the entry gives: how long the stream lived, as far as Envoy says.
     #[must_use]
     pub fn extent(&self) -> Option<DurationNs> {
@@ -210,4 +225,54 @@ pub struct HopSide {
     /// What else it says.
     #[serde(default)]
     pub details: HopDetails,
+}
+
+impl HopSide {
+    /// An entry that says who wrote it and when, of what kind, and nothing else.
+    #[must_use]
+    pub fn bare(node: NodeId, protocol: HopProtocol, access_log_type: AccessLogType, start_time: WallTime) -> Self {
+        Self {
+            node,
+            side: None,
+            protocol,
+            access_log_type,
+            start_time,
+            timings: HopTimings::default(),
+            downstream_direct_remote_address: None,
+            downstream_remote_address: None,
+            downstream_local_address: None,
+            upstream_local_address: None,
+            upstream_remote_address: None,
+            upstream_cluster: None,
+            route_name: None,
+            upstream_request_attempt_count: None,
+            response_flags: Vec::new(),
+            request_id: None,
+            stream_id: None,
+            method: None,
+            authority: None,
+            path: None,
+            response_code: None,
+            response_code_details: None,
+            request_body_bytes: 0,
+            response_body_bytes: 0,
+            tls_sni_hostname: None,
+            downstream_tls: false,
+            details: HopDetails::default(),
+        }
+    }
+
+    /// True if Envoy answered by itself: nothing was ever sent to an upstream host. It may have chosen one and have failed to
+    /// connect to it.
+    #[must_use]
+    pub const fn answered_by_itself(&self) -> bool {
+        self.upstream_local_address.is_none()
+            && (self.upstream_remote_address.is_none() || self.timings.time_to_first_upstream_tx_byte.is_none())
+    }
+
+    /// True if Envoy's short flag is among those of the entry.
+    #[must_use]
+    pub fn has_flag(&self, flag: &str) -> bool {
+        self.response_flags.iter().any(|f| &**f == flag)
+    }
 }

@@ -8,10 +8,10 @@ const NOISE_NS: i128 = 20_000;
 
 /// The spans of wall-clock time in which the wall clock was set. What an access log says of an instant in them cannot be told: the
 /// step lies anywhere between two readings.
-pub(super) struct Steps(Vec<(i64, i64)>);
+pub(crate) struct Steps(Vec<(i64, i64)>);
 
 impl Steps {
-    pub(super) fn of(clock: &ClockAnchor) -> Self {
+    pub(crate) fn of(clock: &ClockAnchor) -> Self {
         let offset = |at: usize| {
             let sample = clock.samples()[at];
             i128::from(sample.wall.0) - i128::from(sample.monotonic.0)
@@ -25,6 +25,11 @@ impl Steps {
             (ends.into_iter().min().unwrap_or(i64::MIN), ends.into_iter().max().unwrap_or(i64::MAX))
         };
         Self(stepped.map(span).collect())
+    }
+
+    /// The spans, from and until when.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (WallTime, WallTime)> {
+        self.0.iter().map(|&(from, to)| (WallTime(from), WallTime(to)))
     }
 
     /// True if the wall clock was set around this instant.

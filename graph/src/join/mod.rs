@@ -13,7 +13,7 @@ mod turns;
 use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
 use crate::http2::{Sent, is_http2 as is_followed};
-use clock::Steps;
+pub(crate) use clock::Steps;
 use meshdiff_model::{
     AmbiguityReason, ClockAnchor, DurationNs, HopProtocol, HopSide, Http2Stream, JoinOutcome, JoinedHop, Message,
     MonotonicNs, Side, Socket, SocketCookie, UnmatchedReason,

@@ -3,6 +3,7 @@
 
 mod check;
 mod multiplexed;
+mod nodes;
 mod world;
 
 use check::{join, judge};
