@@ -47,6 +47,8 @@ pub enum Command {
     /// The command finds the lab's name in MESHDIFF_LAB_NAME and its logs in MESHDIFF_LAB_LOGS. The exit code is the
     /// command's.
     Run(RunArgs),
+    /// Delete a pod, and connect the one that gets its address: `replace reused-v1 reused-v2`.
+    Replace(ReplaceArgs),
     /// Ask the admin interface of a pod's Envoy, such as `admin reviews-v1 /stats?filter=ssl.handshake`.
     Admin(AdminArgs),
     /// The lab's own processes; `up` starts them.
@@ -282,6 +284,18 @@ pub struct RunArgs {
     pub command: Vec<std::ffi::OsString>,
 }
 
+/// A pod for another.
+#[derive(Debug, Args)]
+pub struct ReplaceArgs {
+    /// Which lab.
+    #[command(flatten)]
+    pub name: NameArg,
+    /// The workload whose pod goes.
+    pub old: String,
+    /// The workload whose pod comes.
+    pub new: String,
+}
+
 /// A question to an Envoy.
 #[derive(Debug, Args)]
 pub struct AdminArgs {
@@ -351,6 +365,9 @@ pub struct ProtocolsArgs {
     /// What it serves.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub workloads: Vec<Workload>,
+    /// Listen to IPv6 too, on the same sockets.
+    #[arg(long)]
+    pub dual_stack: bool,
     /// The folder with `cert-chain.pem` and `key.pem`, for TLS of its own.
     #[arg(long)]
     pub certificates: PathBuf,

@@ -27,6 +27,7 @@ pub mod network;
 pub mod process;
 pub mod protocols;
 pub mod ready;
+pub mod scenarios;
 pub mod settings;
 pub mod signals;
 pub mod state;

@@ -19,9 +19,9 @@ use crate::network::{self, FABRIC};
 use crate::process::{Launch, Process, Role, launch, terminate};
 use crate::protocols::cases::{self, Place};
 use crate::protocols::drive;
-use crate::settings::{LabName, NetDelay, Settings};
+use crate::settings::{LabName, NetDelay, Settings, SettingsError};
 use crate::state::{Lock, Phase, State, StateDir};
-use crate::topology::{ECHO, LOADGEN, Pod, Topology};
+use crate::topology::{LOADGEN, Pod, Proxy, Serves, Topology};
 use crate::{nat, netns, ready};
 
 /// The uid of the applications: anybody but the sidecar.
@@ -148,7 +148,9 @@ fn create(
     network::create(settings, &topology)?;
     state.congestion_control = network::set_congestion_control(settings, &topology)?;
     for pod in &topology.pods {
-        state.nat = nat::apply(&settings.name.namespace(&pod.workload))?.to_owned();
+        if let Some(flavour) = nat::apply(&settings.name.namespace(&pod.workload), pod)? {
+            state.nat = flavour.to_owned();
+        }
     }
 
     let starter = Starter { settings, binary, dir, logs: &state.logs.clone(), topology: &topology };
@@ -157,17 +159,17 @@ fn create(
     }
     let authority = Authority::new()?;
     for pod in &topology.pods {
-        if pod.app != LOADGEN {
-            state.processes.push(if pod.app == ECHO {
-                starter.protocols(pod, &authority)?
-            } else {
-                starter.app(pod)?
-            });
+        match pod.serves {
+            Serves::Nothing => {}
+            Serves::Bookinfo => state.processes.push(starter.app(pod)?),
+            Serves::Protocols => state.processes.push(starter.protocols(pod, &authority)?),
         }
-        if settings.ext_authz {
-            state.processes.push(starter.authz(pod)?);
+        if pod.proxy != Proxy::None {
+            if settings.ext_authz {
+                state.processes.push(starter.authz(pod)?);
+            }
+            state.processes.push(starter.envoy(pod, &authority)?);
         }
-        state.processes.push(starter.envoy(pod, &authority)?);
         dir.store(&state)?;
     }
     let controller = if settings.starved.is_empty() { None } else { CpuController::find() };
@@ -188,7 +190,7 @@ fn create(
         });
     }
     first_request(settings, &topology, &state.logs)?;
-    first_exchanges(settings, &topology)?;
+    first_exchanges(settings)?;
     state.phase = Phase::Up;
     dir.store(&state)?;
     Ok(state)
@@ -225,8 +227,15 @@ impl Starter<'_> {
     ) -> Result<Process, LabError> {
         let output = self.logs.join(format!("{name}.stderr"));
         let stand_in = self.dir.path().join("unused");
-        let what =
-            Launch { namespace, program: self.binary, arguments, uid: None, output: &output, stand_in: &stand_in };
+        let what = Launch {
+            namespace,
+            program: self.binary,
+            arguments,
+            uid: None,
+            gid: None,
+            output: &output,
+            stand_in: &stand_in,
+        };
         launch(&what, role, pod)
     }
 
@@ -262,6 +271,9 @@ impl Starter<'_> {
         let workloads: Vec<_> = self.settings.workloads.iter().map(|workload| workload.name()).collect();
         arguments.extend(["--workloads".into(), workloads.join(",").into()]);
         arguments.extend(["--certificates".into(), certificates.into_os_string()]);
+        if pod.ip6.is_some() {
+            arguments.push("--dual-stack".into());
+        }
         self.own(&self.settings.name.namespace(&pod.workload), Role::App, &pod.workload, &name, arguments)
     }
 
@@ -307,7 +319,9 @@ impl Starter<'_> {
             namespace: &self.settings.name.namespace(&pod.workload),
             program: &self.settings.envoy,
             arguments: arguments.collect(),
-            uid: Some(PROXY_UID),
+            // Transparent sockets need CAP_NET_ADMIN: Istio runs such a sidecar as root, in the proxy's group.
+            uid: (pod.proxy != Proxy::Tproxy).then_some(PROXY_UID),
+            gid: (pod.proxy == Proxy::Tproxy).then_some(PROXY_UID),
             output: &self.logs.join(format!("{}.envoy.log", pod.workload)),
             stand_in: &folder.join("envoy"),
         };
@@ -333,11 +347,13 @@ fn wait(settings: &Settings, topology: &Topology, dir: &StateDir) -> Result<(), 
     for pod in &topology.pods {
         let namespace = settings.name.namespace(&pod.workload);
         let log = settings.out.clone().unwrap_or_else(|| dir.logs()).join(format!("{}.envoy.log", pod.workload));
-        ready::envoy(&namespace, deadline).map_err(|error| with_log(error, &log))?;
-        if pod.app != LOADGEN {
+        if pod.proxy != Proxy::None {
+            ready::envoy(&namespace, deadline).map_err(|error| with_log(error, &log))?;
+        }
+        if pod.serves != Serves::Nothing {
             ready::application(&namespace, pod.ip, &topology.ports(pod), deadline)?;
         }
-        if settings.ext_authz {
+        if settings.ext_authz && pod.proxy != Proxy::None {
             ready::authz(&namespace, deadline)?;
         }
     }
@@ -394,8 +410,8 @@ fn first_request(settings: &Settings, topology: &Topology, logs: &Path) -> Resul
 }
 
 /// One exchange of each protocol that runs, until it succeeds. Nothing of them is logged by the client.
-fn first_exchanges(settings: &Settings, topology: &Topology) -> Result<(), LabError> {
-    let Some(place) = Place::of(topology) else { return Ok(()) };
+fn first_exchanges(settings: &Settings) -> Result<(), LabError> {
+    let Some(place) = Place::of(settings) else { return Ok(()) };
     let deadline = MonotonicNs::now().plus(ready::DEADLINE);
     netns::within(&settings.name.namespace(LOADGEN), || {
         let mut tried = Vec::new();
@@ -471,6 +487,29 @@ fn remove(name: &LabName, keep_logs: bool) -> Result<bool, LabError> {
     }
     dir.remove(keep_logs)?;
     Ok(existed)
+}
+
+/// Takes a pod away for good and connects the one that gets its address, as when a pod is deleted and the address given to another.
+///
+/// # Errors
+/// When there are no such pods, or they do not share an address.
+pub fn replace(name: &LabName, old: &str, new: &str) -> Result<(), LabError> {
+    let _lock = Lock::lab(name)?;
+    let mut state = state(name)?;
+    let topology = Topology::of(&state.settings);
+    let unknown = |pod: &str| {
+        let pods = topology.pods.iter().map(|pod| pod.workload.clone()).collect();
+        SettingsError::UnknownPod { name: pod.to_owned(), pods }
+    };
+    let place = |workload: &str| topology.pods.iter().position(|pod| pod.workload == workload);
+    let old = place(old).ok_or_else(|| unknown(old))?;
+    let new = place(new).filter(|&i| topology.pods[i].ip == topology.pods[old].ip).ok_or_else(|| unknown(new))?;
+    let of_old = |process: &Process| process.pod == topology.pods[old].workload;
+    let pids = state.processes.iter().filter(|process| of_old(process)).map(|process| process.pid).collect();
+    terminate(&pids)?;
+    state.processes.retain(|process| !of_old(process));
+    network::exchange(&state.settings, old, new)?;
+    StateDir::of(name).store(&state)
 }
 
 /// The state of a lab that is up.

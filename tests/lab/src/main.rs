@@ -43,6 +43,9 @@ fn main() -> ExitCode {
         Command::Status(args) => status(&args).map(|()| 0),
         Command::Down(args) => down(&args).map(|()| 0),
         Command::Run(args) => run(args),
+        Command::Replace(args) => {
+            lifecycle::replace(&args.name.name, &args.old, &args.new).map(|()| 0).map_err(Into::into)
+        }
         Command::Admin(args) => admin(&args).map(|()| 0),
         Command::Internal(Internal::App(args)) => app(args).map(|()| 0),
         Command::Internal(Internal::Protocols(args)) => protocols(args).map(|()| 0),
@@ -91,7 +94,11 @@ fn up(settings: &Settings) -> Result<()> {
         Raised::Created => "is up",
         Raised::Recreated => "is up, made anew",
     };
-    let mtls = if settings.mtls { "mTLS STRICT" } else { "plain text" };
+    let mtls = match (settings.mtls, settings.workloads.contains(&Workload::Scenarios)) {
+        (true, false) => "mTLS STRICT",
+        (true, true) => "mTLS PERMISSIVE",
+        (false, _) => "plain text",
+    };
     say(&format!(
         "`{}` {what}: {mtls}, access logs to {}, Envoy {}, {}, {}, logs in {}",
         settings.name,
@@ -156,7 +163,9 @@ fn load(args: LoadArgs) -> Result<u8> {
     })?;
     let default_path =
         if args.service == "productpage" { "/productpage".to_owned() } else { format!("/{}/0", args.service) };
-    let to = service.destination(args.path.as_deref().unwrap_or(&default_path));
+    let to = service
+        .destination(args.path.as_deref().unwrap_or(&default_path))
+        .with_context(|| format!("no pod is behind the service `{}`", args.service))?;
     let logs = args.out.unwrap_or_else(|| state.logs.clone());
     std::fs::create_dir_all(&logs).with_context(|| format!("the folder {} cannot be made", logs.display()))?;
     let (pace, workers) = match (args.rate, args.connections) {
@@ -219,7 +228,7 @@ fn drive(args: DriveArgs) -> Result<u8> {
     let name = &args.name.name;
     let state = lifecycle::state(name)?;
     let wanted = chosen(&args.cases, &state.settings.workloads).map_err(anyhow::Error::msg)?;
-    let Some(place) = Place::of(&Topology::of(&state.settings)) else {
+    let Some(place) = Place::of(&state.settings) else {
         bail!(
             "the lab `{name}` runs Bookinfo only: bring it up with --workloads, such as --workloads bodies,http2,grpc"
         );
@@ -320,7 +329,7 @@ fn app(args: AppArgs) -> Result<()> {
 fn protocols(args: ProtocolsArgs) -> Result<()> {
     let ending = Ending::block()?;
     let serve = args.serve;
-    let listening = Listening::bind(&ServicePort::of(&args.workloads), &args.certificates)
+    let listening = Listening::bind(&ServicePort::of(&args.workloads), args.dual_stack, &args.certificates)
         .context("the protocol workloads cannot be served")?;
     let log = Logbook::open(&serve.log)?;
     become_user(serve.uid)?;

@@ -66,21 +66,52 @@ pub fn create(settings: &Settings, topology: &Topology) -> Result<(), LabError> 
     for (i, pod) in topology.pods.iter().enumerate() {
         let namespace = settings.name.namespace(&pod.workload);
         ip(&["netns", "add", &namespace])?;
-        without_ipv6(&namespace)?;
-        ip_batch(
-            &fabric,
-            &format!("link add name p{i} type veth peer name eth0 netns {namespace}\nlink set p{i} master br0 up\n"),
-        )?;
+        if pod.ip6.is_some() {
+            with_ipv6(&namespace)?;
+        } else {
+            without_ipv6(&namespace)?;
+        }
+        // The link's address follows the pod's, so that nobody's neighbour table is wrong when another pod takes it over.
+        let [a, b, c, d] = pod.ip.octets();
+        let ether = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+        let pair = format!("link add name p{i} type veth peer name eth0 address {ether} netns {namespace}\n");
+        let plug = if pod.spare { String::new() } else { plug(i) };
+        ip_batch(&fabric, &(pair + &plug))?;
         let gateway = settings.subnet.gateway();
+        let six = pod.ip6.map_or_else(String::new, |ip6| {
+            // Istio's init container gives lo the address from which sidecars speak to applications.
+            format!("addr add ::6/128 dev lo\naddr add {ip6}/64 dev eth0 nodad\nroute add ::/0 dev eth0\n")
+        });
         ip_batch(
             &namespace,
             &format!(
-                "link set lo up\naddr add {}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n",
+                "link set lo up\naddr add {}/24 dev eth0\nlink set eth0 up\nroute add default via {gateway}\n{six}",
                 pod.ip
             ),
         )?;
     }
     Ok(())
+}
+
+fn plug(pod: usize) -> String {
+    format!("link set p{pod} master br0 up\n")
+}
+
+/// Connects a pod in the place of another.
+///
+/// # Errors
+/// When `ip` refuses.
+pub fn exchange(settings: &Settings, old: usize, new: usize) -> Result<(), LabError> {
+    ip_batch(&settings.name.namespace(FABRIC), &format!("link set p{old} nomaster down\n{}", plug(new)))
+}
+
+/// Addresses count from the moment at which they are set: nobody asks whether somebody has them already.
+fn with_ipv6(namespace: &str) -> Result<(), LabError> {
+    let settings = ["accept_dad", "accept_ra", "router_solicitations"];
+    netns::within(namespace, || {
+        settings.iter().try_for_each(|name| std::fs::write(format!("/proc/sys/net/ipv6/conf/default/{name}"), "0"))
+    })?
+    .map_err(LabError::io("this kernel has no IPv6, which the scenarios need".to_owned()))
 }
 
 /// Duplicate address detection and router solicitations would only add packets.

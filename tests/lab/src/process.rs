@@ -81,6 +81,8 @@ pub struct Launch<'a> {
     pub arguments: Vec<OsString>,
     /// As whom; as root if absent.
     pub uid: Option<u32>,
+    /// In which group, if it is another than the user's own.
+    pub gid: Option<u32>,
     /// Where stdout and stderr go.
     pub output: &'a Path,
     /// A file under which the binary is shown to a user that cannot reach it where it is; see [`launch`].
@@ -108,6 +110,9 @@ pub fn launch(launch: &Launch<'_>, role: Role, pod: &str) -> Result<Process, Lab
         command.stdout(output.try_clone()?).stderr(output);
         if let Some(uid) = launch.uid {
             command.uid(uid).gid(uid);
+        }
+        if let Some(gid) = launch.gid {
+            command.gid(gid);
         }
         Ok(hearing(&mut command).spawn()?.id())
     };

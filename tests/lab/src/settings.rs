@@ -1,7 +1,7 @@
 //! What a lab looks like: validated, comparable, and kept in its state so that `up` knows whether anything changed.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -113,6 +113,18 @@ impl Subnet {
         }
         let hash = fnv1a(name.as_str());
         Self([10, 78 + (hash % 16) as u8, (hash >> 8) as u8])
+    }
+
+    /// The IPv6 address of the host with this last number, in a unique local network (RFC 4193) of the lab's own.
+    pub fn host6(self, last: u8) -> Ipv6Addr {
+        let [a, b, c] = self.0.map(u16::from);
+        Ipv6Addr::new(0xfd77, a, b, c, 0, 0, 0, u16::from(last))
+    }
+
+    /// A virtual service IP of that family; no pod is in its network.
+    pub fn vip6(self, last: u8) -> Ipv6Addr {
+        let [a, b, c] = self.0.map(u16::from);
+        Ipv6Addr::new(0xfd96, a, b, c, 0, 0, 0, u16::from(last))
     }
 
     /// The address with this last number.
@@ -241,6 +253,8 @@ pub enum Workload {
     Tcp,
     /// An application that does TLS itself, by the system's libssl.
     Tls,
+    /// Ways through a mesh beyond the plain one: pods without sidecars, a gateway, IPv6, TPROXY. The sidecars take plain text too.
+    Scenarios,
 }
 
 impl Workload {
@@ -254,6 +268,7 @@ impl Workload {
             Self::Websocket => "websocket",
             Self::Tcp => "tcp",
             Self::Tls => "tls",
+            Self::Scenarios => "scenarios",
         }
     }
 

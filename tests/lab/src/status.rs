@@ -10,7 +10,7 @@ use crate::netns;
 use crate::process::{Process, Role};
 use crate::settings::{LabName, Settings};
 use crate::state::{Phase, StateDir};
-use crate::topology::{LOADGEN, Pod, Topology};
+use crate::topology::{LOADGEN, Pod, Proxy, Topology};
 
 /// A lab as `status --json` shows it.
 #[derive(Clone, Debug, Serialize)]
@@ -55,8 +55,12 @@ pub struct PodStatus {
     pub app: &'static str,
     /// Its address.
     pub ip: std::net::Ipv4Addr,
+    /// Its other address, if it is dual stack.
+    pub ip6: Option<std::net::Ipv6Addr>,
+    /// Whether there is a proxy in it.
+    pub meshed: bool,
     /// Its service's virtual IP.
-    pub vip: Option<std::net::Ipv4Addr>,
+    pub vip: Option<std::net::IpAddr>,
     /// Its network namespace.
     pub netns: String,
     /// The namespace's file.
@@ -109,7 +113,9 @@ pub fn status(name: &LabName) -> Result<Status, LabError> {
             pod: pod.full_name(name.as_str()),
             app: pod.app,
             ip: pod.ip,
-            vip: topology.service(pod.app).map(|service| service.vip),
+            ip6: pod.ip6,
+            meshed: pod.proxy != Proxy::None,
+            vip: topology.service(pod.app).and_then(|service| service.vip),
             netns_path: netns::path(&netns),
             netns_inode: netns::inode(&netns).ok(),
             netns,

@@ -1,8 +1,9 @@
 //! The pods of the lab and who calls whom: Bookinfo, with the load generator as a pod of its own.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::hop::Destination;
+use crate::scenarios;
 use crate::settings::{Settings, Workload};
 
 /// The port of every service, as in Bookinfo.
@@ -69,8 +70,8 @@ impl ServicePort {
     pub fn of(workloads: &[Workload]) -> Vec<Self> {
         let any = |list: &[Workload]| list.iter().any(|workload| workloads.contains(workload));
         let ports: [(Self, &[Workload]); 8] = [
-            (Self::HTTP, &[Workload::Bodies, Workload::Websocket]),
-            (Self::HTTP2, &[Workload::Http2]),
+            (Self::HTTP, &[Workload::Bodies, Workload::Websocket, Workload::Scenarios]),
+            (Self::HTTP2, &[Workload::Http2, Workload::Scenarios]),
             (Self::HTTP2_NARROW, &[Workload::Http2]),
             (Self::GRPC, &[Workload::Grpc]),
             (Self::HTTP10, &[Workload::Bodies]),
@@ -87,12 +88,16 @@ impl ServicePort {
 pub struct Service {
     /// Short name, such as `reviews`.
     pub name: &'static str,
-    /// Virtual IP; nothing has it, the sidecars know what it means.
-    pub vip: Ipv4Addr,
+    /// The `app` label of the pods behind it.
+    pub app: &'static str,
+    /// Virtual IP; nothing has it, the sidecars know what it means. None of a headless service: its clients ask the pods themselves.
+    pub vip: Option<IpAddr>,
     /// The pods' addresses.
-    pub endpoints: Vec<Ipv4Addr>,
+    pub endpoints: Vec<IpAddr>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
+    /// Whether its pods have sidecars, so that others speak mutual TLS with them where the mesh does.
+    pub meshed: bool,
 }
 
 impl Service {
@@ -103,21 +108,50 @@ impl Service {
 
     /// The identity of its pods, as Bookinfo names its service accounts.
     pub fn spiffe_id(&self) -> String {
-        spiffe_id(self.name)
+        spiffe_id(self.app)
+    }
+
+    /// Where an application finds it: its virtual IP, or else its first pod.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.vip.or_else(|| self.endpoints.first().copied())
     }
 
     /// How an application asks it for `path`.
-    pub fn destination(&self, path: &str) -> Destination {
-        Destination {
+    pub fn destination(&self, path: &str) -> Option<Destination> {
+        Some(Destination {
             host: format!("{}:{SERVICE_PORT}", self.name),
-            address: SocketAddr::from((self.vip, SERVICE_PORT)),
+            address: SocketAddr::from((self.address()?, SERVICE_PORT)),
             path: path.to_owned(),
-        }
+        })
     }
 }
 
 fn spiffe_id(app: &str) -> String {
     format!("spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/bookinfo-{app}")
+}
+
+/// What stands between a pod's application and the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxy {
+    /// A sidecar, to which REDIRECT rules lead what comes and goes.
+    Sidecar,
+    /// A sidecar to which inbound connections come by TPROXY, so that the application sees its clients' addresses.
+    Tproxy,
+    /// A gateway: it listens on a port of its own and has no application.
+    Gateway,
+    /// Nothing: the pod is not in the mesh.
+    None,
+}
+
+/// What a pod's application serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// There is none: it only asks, if anybody does.
+    Nothing,
+    /// Bookinfo.
+    Bookinfo,
+    /// The protocol workloads.
+    Protocols,
 }
 
 /// A pod: one network namespace with an application and its sidecar.
@@ -131,11 +165,28 @@ pub struct Pod {
     pub version: String,
     /// Its address.
     pub ip: Ipv4Addr,
+    /// Its other address, if it is dual stack.
+    pub ip6: Option<Ipv6Addr>,
+    /// Its sidecar.
+    pub proxy: Proxy,
+    /// Its application.
+    pub serves: Serves,
+    /// Whether its sidecar refuses what is not in the mesh (`outboundTrafficPolicy: REGISTRY_ONLY`).
+    pub registry_only: bool,
+    /// Whether it is not connected at first, as a pod that will get another one's address.
+    pub spare: bool,
     /// The services that its application asks, with the path.
     pub calls: Vec<(&'static str, &'static str)>,
 }
 
 impl Pod {
+    /// A pod with a sidecar.
+    pub(crate) fn new(app: &'static str, workload: String, version: &str, ip: Ipv4Addr, serves: Serves) -> Self {
+        let version = version.to_owned();
+        let (ip6, proxy, calls) = (None, Proxy::Sidecar, Vec::new());
+        Self { workload, app, version, ip, ip6, proxy, serves, registry_only: false, spare: false, calls }
+    }
+
     /// A name such as Kubernetes gives: the workload's, the replica set's hash and five more characters. The same lab
     /// name gives the same pod names.
     pub fn full_name(&self, lab: &str) -> String {
@@ -180,7 +231,12 @@ impl Topology {
         let mut add = |app: &'static str, version: &str, calls: &[(&'static str, &'static str)]| {
             let workload = if app == LOADGEN { app.to_owned() } else { format!("{app}-{version}") };
             let ip = settings.subnet.host(10 + pods.len() as u8);
-            pods.push(Pod { workload, app, version: version.to_owned(), ip, calls: calls.to_vec() });
+            let serves = match app {
+                LOADGEN => Serves::Nothing,
+                ECHO => Serves::Protocols,
+                _ => Serves::Bookinfo,
+            };
+            pods.push(Pod { calls: calls.to_vec(), ..Pod::new(app, workload, version, ip, serves) });
         };
         let bookinfo = settings.workloads.contains(&Workload::Bookinfo);
         let ports = ServicePort::of(&settings.workloads);
@@ -202,12 +258,18 @@ impl Topology {
         let names = names.iter().copied().chain((!ports.is_empty()).then_some(ECHO));
         let service = |(i, name): (usize, &'static str)| Service {
             name,
-            vip: settings.subnet.vip(10 + i as u8),
-            endpoints: pods.iter().filter(|pod| pod.app == name).map(|pod| pod.ip).collect(),
+            app: name,
+            vip: Some(settings.subnet.vip(10 + i as u8).into()),
+            endpoints: pods.iter().filter(|pod| pod.app == name).map(|pod| pod.ip.into()).collect(),
             ports: if name == ECHO { ports.clone() } else { vec![ServicePort::BOOKINFO] },
+            meshed: true,
         };
         let services = names.enumerate().map(service).collect();
-        Self { pods, services }
+        let mut topology = Self { pods, services };
+        if settings.workloads.contains(&Workload::Scenarios) {
+            scenarios::add(&mut topology, settings);
+        }
+        topology
     }
 
     /// The pod of a workload.
@@ -222,11 +284,19 @@ impl Topology {
 
     /// The ports on which the application of a pod serves.
     pub fn ports(&self, pod: &Pod) -> Vec<ServicePort> {
-        self.service(pod.app).map_or_else(|| vec![ServicePort::BOOKINFO], |service| service.ports.clone())
+        let service = self.services.iter().find(|service| service.app == pod.app);
+        match service {
+            Some(service) => service.ports.clone(),
+            // One that is outside of the mesh serves what the echo does.
+            None if pod.serves == Serves::Protocols => {
+                self.service(ECHO).map_or_else(Vec::new, |echo| echo.ports.clone())
+            }
+            None => vec![ServicePort::BOOKINFO],
+        }
     }
 
     /// Whom the application of a pod asks.
     pub fn destinations(&self, pod: &Pod) -> Vec<Destination> {
-        pod.calls.iter().filter_map(|(name, path)| Some(self.service(name)?.destination(path))).collect()
+        pod.calls.iter().filter_map(|(name, path)| self.service(name)?.destination(path)).collect()
     }
 }

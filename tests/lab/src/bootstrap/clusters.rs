@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
-use crate::topology::{NAMESPACE, PortProtocol, Service, ServicePort, TRUST_DOMAIN};
+use crate::topology::{NAMESPACE, PortProtocol, Proxy, Service, ServicePort, TRUST_DOMAIN};
 
 /// The host name of the access log service, as if it were a Service.
 pub(super) fn als_host() -> String {
@@ -31,15 +31,18 @@ pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
     for service in &parts.topology.services {
         clusters.extend(service.ports.iter().map(|port| outbound(parts, service, *port)));
     }
-    for port in parts.topology.ports(parts.pod) {
-        let mut cluster = original_dst(&inbound_name(port), true);
+    let inbound = if parts.pod.proxy == Proxy::Gateway { Vec::new() } else { parts.topology.ports(parts.pod) };
+    // By TPROXY the listener's connections keep their clients' addresses, and so do those to the application.
+    let bind = (parts.pod.proxy == Proxy::Sidecar).then(|| passthrough_source(parts));
+    for port in inbound {
+        let mut cluster = original_dst(&inbound_name(port), bind.clone());
         if port.protocol == PortProtocol::Http2 {
             cluster["typed_extension_protocol_options"] = http_options(json!({ "http2_protocol_options": {} }));
         }
         clusters.push(cluster);
     }
-    clusters.push(original_dst("InboundPassthroughCluster", true));
-    clusters.push(original_dst("PassthroughCluster", false));
+    clusters.push(original_dst("InboundPassthroughCluster", bind));
+    clusters.push(original_dst("PassthroughCluster", None));
     clusters.push(json!({ "name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": "10s" }));
     clusters.push(als(parts));
     if parts.settings.ext_authz {
@@ -60,9 +63,17 @@ fn outbound(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Value {
         PortProtocol::Http2 => http_options(json!({ "http2_protocol_options": {} })),
         PortProtocol::Tcp => json!({}),
     };
-    let mut cluster = fixed(&outbound_name(service, port), &endpoints, options);
-    cluster["lb_policy"] = json!("ROUND_ROBIN");
-    if let Some(identity) = parts.identity {
+    let mut cluster = if service.vip.is_some() {
+        let mut cluster = fixed(&outbound_name(service, port), &endpoints, options);
+        cluster["lb_policy"] = json!("ROUND_ROBIN");
+        cluster
+    } else {
+        // The clients of a headless service choose the pod themselves.
+        let mut cluster = original_dst(&outbound_name(service, port), None);
+        cluster["typed_extension_protocol_options"] = options;
+        cluster
+    };
+    if let Some(identity) = parts.identity.filter(|_| service.meshed) {
         // What Istio's sidecars offer each other when nothing was negotiated downstream.
         let alpn: &[&str] = match port.protocol {
             PortProtocol::Http => &["istio-http/1.1", "istio", "http/1.1"],
@@ -95,7 +106,7 @@ fn fixed(name: &str, endpoints: &[(String, u16)], options: Value) -> Value {
     })
 }
 
-fn original_dst(name: &str, inbound: bool) -> Value {
+fn original_dst(name: &str, bind: Option<Value>) -> Value {
     let mut cluster = json!({
         "name": name,
         "type": "ORIGINAL_DST",
@@ -109,11 +120,19 @@ fn original_dst(name: &str, inbound: bool) -> Value {
             }
         },
     });
-    if inbound {
-        // The address by which the nat rules tell the sidecar's own connections from those to redirect.
-        cluster["upstream_bind_config"] = json!({ "source_address": { "address": "127.0.0.6", "port_value": 0 } });
+    if let Some(bind) = bind {
+        cluster["upstream_bind_config"] = bind;
     }
     cluster
+}
+
+/// The address by which the nat rules tell the sidecar's own connections from those to redirect; for a dual stack pod one of each family.
+fn passthrough_source(parts: &Parts<'_>) -> Value {
+    let mut bind = json!({ "source_address": { "address": "127.0.0.6", "port_value": 0 } });
+    if parts.pod.ip6.is_some() {
+        bind["extra_source_addresses"] = json!([{ "address": { "address": "::6", "port_value": 0 } }]);
+    }
+    bind
 }
 
 fn als(parts: &Parts<'_>) -> Value {

@@ -6,15 +6,22 @@ use super::clusters::{AUTHZ, als_host, als_name, inbound_name, outbound_name};
 use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
 use crate::authz::{INBOUND_PREFIX, OUTBOUND_PREFIX};
 use crate::hop::{DELAY, NONCE, REQUEST_ID};
-use crate::topology::{NAMESPACE, PortProtocol, Service, ServicePort, TRUST_DOMAIN};
+use crate::scenarios::GATEWAY_PORT;
+use crate::topology::{ECHO, NAMESPACE, PortProtocol, Proxy, Service, ServicePort, TRUST_DOMAIN};
+
+/// By this mark, which the rules know, the sidecar's connections to its application are told from those to intercept.
+const TPROXY_MARK: u32 = 1337;
 
 pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
+    if parts.pod.proxy == Proxy::Gateway {
+        return parts.topology.service(ECHO).map(|service| gateway(parts, service)).into_iter().collect();
+    }
     let mut listeners = vec![virtual_outbound(parts)];
     let mut seen = Vec::new();
     for service in &parts.topology.services {
         for &port in &service.ports {
             if port.protocol == PortProtocol::Tcp {
-                listeners.push(outbound_tcp(parts, service, port));
+                listeners.extend(outbound_tcp(parts, service, port));
             } else if !seen.contains(&port.number) {
                 seen.push(port.number);
                 listeners.push(outbound_http(parts, port));
@@ -26,19 +33,53 @@ pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
 }
 
 /// A TCP port has a listener per service, on its virtual IP: nothing else tells services apart.
-fn outbound_tcp(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Value {
-    json!({
-        "name": format!("{}_{}", service.vip, port.number),
+fn outbound_tcp(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Option<Value> {
+    let vip = service.vip?;
+    Some(json!({
+        "name": format!("{vip}_{}", port.number),
         "traffic_direction": "OUTBOUND",
-        "address": socket_address(&service.vip.to_string(), port.number),
+        "address": socket_address(&vip.to_string(), port.number),
         "bind_to_port": false,
         "filter_chains": [{ "filters": [tcp_proxy(parts, &outbound_name(service, port))] }],
+    }))
+}
+
+/// The same port of the other family, for a dual stack pod.
+fn also_ipv6(parts: &Parts<'_>, port: u16, mut listener: Value) -> Value {
+    if parts.pod.ip6.is_some() {
+        listener["additional_addresses"] = json!([{ "address": socket_address("::", port) }]);
+    }
+    listener
+}
+
+/// What a `Gateway` and a `VirtualService` for one host make of an ingress gateway: it listens itself, and leads everything to a service.
+fn gateway(parts: &Parts<'_>, service: &Service) -> Value {
+    let host = json!({
+        "name": format!("shop.example.com:{GATEWAY_PORT}"),
+        "domains": ["*"],
+        "include_request_attempt_count": true,
+        "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": outbound_name(service, ServicePort::HTTP), "timeout": "0s" } }],
+    });
+    let manager = http_manager(
+        parts,
+        "outbound_0.0.0.0_8080",
+        json!({ "name": format!("http.{GATEWAY_PORT}"), "validate_clusters": false, "virtual_hosts": [host] }),
+        OUTBOUND_PREFIX,
+        // Istio's gateways stand at the edge: the address of who calls them is the client's, and what X-Forwarded-For says is not believed.
+        json!({ "use_remote_address": true, "forward_client_cert_details": "SANITIZE_SET" }),
+    );
+    json!({
+        "name": format!("0.0.0.0_{GATEWAY_PORT}"),
+        "traffic_direction": "OUTBOUND",
+        "address": socket_address("0.0.0.0", GATEWAY_PORT),
+        "filter_chains": [{ "filters": [manager] }],
     })
 }
 
 /// Takes everything that the application sends, and hands it to the listener of its port.
 fn virtual_outbound(parts: &Parts<'_>) -> Value {
-    json!({
+    let to_strangers = if parts.pod.registry_only { "BlackHoleCluster" } else { "PassthroughCluster" };
+    let listener = json!({
         "name": "virtualOutbound",
         "traffic_direction": "OUTBOUND",
         "address": socket_address("0.0.0.0", 15001),
@@ -50,9 +91,10 @@ fn virtual_outbound(parts: &Parts<'_>) -> Value {
                 "filter_chain_match": { "destination_port": 15001 },
                 "filters": [tcp_proxy(parts, "BlackHoleCluster")],
             },
-            { "name": "virtualOutbound-catchall-tcp", "filters": [tcp_proxy(parts, "PassthroughCluster")] },
+            { "name": "virtualOutbound-catchall-tcp", "filters": [tcp_proxy(parts, to_strangers)] },
         ],
-    })
+    });
+    also_ipv6(parts, 15001, listener)
 }
 
 fn outbound_http(parts: &Parts<'_>, port: ServicePort) -> Value {
@@ -60,11 +102,20 @@ fn outbound_http(parts: &Parts<'_>, port: ServicePort) -> Value {
     let name = format!("0.0.0.0_{number}");
     let here = parts.topology.services.iter().filter(|service| service.ports.contains(&port));
     let mut hosts: Vec<_> = here.map(|service| outbound_host(service, port)).collect();
+    let (name_of_rest, rest) = if parts.pod.registry_only {
+        ("block_all", json!({ "direct_response": { "status": 502 } }))
+    } else {
+        ("allow_any", json!({ "route": { "cluster": "PassthroughCluster", "timeout": "0s" } }))
+    };
+    let mut route = json!({ "name": name_of_rest, "match": { "prefix": "/" } });
+    if let (Some(route), Value::Object(rest)) = (route.as_object_mut(), rest) {
+        route.extend(rest);
+    }
     hosts.push(json!({
-        "name": "allow_any",
+        "name": name_of_rest,
         "domains": ["*"],
         "include_request_attempt_count": true,
-        "routes": [{ "name": "allow_any", "match": { "prefix": "/" }, "route": { "cluster": "PassthroughCluster", "timeout": "0s" } }],
+        "routes": [route],
     }));
     let manager = http_manager(
         parts,
@@ -73,26 +124,23 @@ fn outbound_http(parts: &Parts<'_>, port: ServicePort) -> Value {
         OUTBOUND_PREFIX,
         if port.http10 { json!({ "http_protocol_options": { "accept_http_10": true } }) } else { json!({}) },
     );
-    json!({
+    let listener = json!({
         "name": name,
         "traffic_direction": "OUTBOUND",
         "address": socket_address("0.0.0.0", number),
         "bind_to_port": false,
         "filter_chains": [{ "filters": [manager] }],
-    })
+    });
+    also_ipv6(parts, number, listener)
 }
 
 fn outbound_host(service: &Service, port: ServicePort) -> Value {
     let name = service.name;
     let number = port.number;
     let mut domains = Vec::new();
-    for host in [
-        service.fqdn(),
-        name.to_owned(),
-        format!("{name}.{NAMESPACE}.svc"),
-        format!("{name}.{NAMESPACE}"),
-        service.vip.to_string(),
-    ] {
+    let names = [service.fqdn(), name.to_owned(), format!("{name}.{NAMESPACE}.svc"), format!("{name}.{NAMESPACE}")];
+    let vip = service.vip.map(|vip| if vip.is_ipv6() { format!("[{vip}]") } else { vip.to_string() });
+    for host in names.into_iter().chain(vip) {
         domains.push(format!("{host}:{number}"));
         domains.push(host);
     }
@@ -125,13 +173,16 @@ fn outbound_host(service: &Service, port: ServicePort) -> Value {
 
 /// Takes everything that is sent to the pod.
 fn virtual_inbound(parts: &Parts<'_>) -> Value {
-    let chain = |name: &str, port: Option<u16>, filter: Value| {
+    let chain = |name: &str, port: Option<u16>, filter: Value, encrypted: bool| {
         let mut chain = json!({ "name": name, "filter_chain_match": {}, "filters": [filter] });
         if let Some(port) = port {
             chain["filter_chain_match"]["destination_port"] = json!(port);
         }
-        if let Some(identity) = parts.identity {
-            // STRICT: plain text matches no chain, so the connection is closed.
+        if parts.identity.is_some() && !encrypted {
+            chain["filter_chain_match"]["transport_protocol"] = json!("raw_buffer");
+        }
+        if let Some(identity) = parts.identity.filter(|_| encrypted) {
+            // STRICT, unless there is another chain for it: plain text matches no chain, so the connection is closed.
             chain["filter_chain_match"]["transport_protocol"] = json!("tls");
             let context =
                 tls_context(identity, &["h2", "http/1.1"], json!({ "prefix": format!("spiffe://{TRUST_DOMAIN}/") }));
@@ -148,6 +199,13 @@ fn virtual_inbound(parts: &Parts<'_>) -> Value {
         "envoy.extensions.filters.listener.original_dst.v3.OriginalDst",
         json!({}),
     )];
+    if parts.pod.proxy == Proxy::Tproxy {
+        listener_filters.push(extension(
+            "envoy.filters.listener.original_src",
+            "envoy.extensions.filters.listener.original_src.v3.OriginalSrc",
+            json!({ "mark": TPROXY_MARK }),
+        ));
+    }
     if parts.identity.is_some() {
         listener_filters.push(extension(
             "envoy.filters.listener.tls_inspector",
@@ -171,6 +229,9 @@ fn virtual_inbound(parts: &Parts<'_>) -> Value {
             },
         ],
     });
+    if parts.pod.proxy == Proxy::Tproxy {
+        listener["transparent"] = json!(true);
+    }
     if let Some(chains) = listener["filter_chains"].as_array_mut() {
         for port in parts.topology.ports(parts.pod) {
             let name = format!("0.0.0.0_{}", port.number);
@@ -178,11 +239,14 @@ fn virtual_inbound(parts: &Parts<'_>) -> Value {
                 PortProtocol::Tcp => tcp_proxy(parts, &inbound_name(port)),
                 PortProtocol::Http | PortProtocol::Http2 => inbound_manager(parts, port),
             };
-            chains.push(chain(&name, Some(port.number), filter));
+            if parts.is_permissive() && parts.identity.is_some() {
+                chains.push(chain(&name, Some(port.number), filter.clone(), false));
+            }
+            chains.push(chain(&name, Some(port.number), filter, true));
         }
-        chains.push(chain("virtualInbound", None, tcp_proxy(parts, "InboundPassthroughCluster")));
+        chains.push(chain("virtualInbound", None, tcp_proxy(parts, "InboundPassthroughCluster"), true));
     }
-    listener
+    also_ipv6(parts, 15006, listener)
 }
 
 fn inbound_manager(parts: &Parts<'_>, port: ServicePort) -> Value {

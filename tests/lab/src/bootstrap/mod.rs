@@ -11,8 +11,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::settings::Settings;
-use crate::topology::{NAMESPACE, Pod, TRUST_DOMAIN, Topology};
+use crate::settings::{Settings, Workload};
+use crate::topology::{NAMESPACE, Pod, Proxy, TRUST_DOMAIN, Topology};
 
 /// The uid and gid of the sidecar, by which the nat rules know it.
 pub const PROXY_UID: u32 = 1337;
@@ -43,6 +43,13 @@ struct Parts<'a> {
     identity: Option<Identity<'a>>,
 }
 
+impl Parts<'_> {
+    /// Whether the sidecars take plain text beside mutual TLS (`PeerAuthentication` with mode PERMISSIVE).
+    fn is_permissive(&self) -> bool {
+        self.settings.workloads.contains(&Workload::Scenarios)
+    }
+}
+
 /// The bootstrap of one pod's sidecar.
 pub fn bootstrap(settings: &Settings, topology: &Topology, pod: &Pod, identity: Identity<'_>) -> Value {
     let parts = Parts { settings, topology, pod, identity: settings.mtls.then_some(identity) };
@@ -56,8 +63,10 @@ pub fn bootstrap(settings: &Settings, topology: &Topology, pod: &Pod, identity: 
 fn node(parts: &Parts<'_>) -> Value {
     let Parts { settings, pod, .. } = parts;
     let name = pod.full_name(settings.name.as_str());
+    let kind = if pod.proxy == Proxy::Gateway { "router" } else { "sidecar" };
+    let addresses: Vec<_> = std::iter::once(pod.ip.to_string()).chain(pod.ip6.map(|ip| ip.to_string())).collect();
     json!({
-        "id": format!("sidecar~{}~{name}.{NAMESPACE}~{NAMESPACE}.svc.{TRUST_DOMAIN}", pod.ip),
+        "id": format!("{kind}~{}~{name}.{NAMESPACE}~{NAMESPACE}.svc.{TRUST_DOMAIN}", pod.ip),
         "cluster": format!("{}.{NAMESPACE}", pod.app),
         "locality": {},
         "metadata": {
@@ -75,8 +84,8 @@ fn node(parts: &Parts<'_>) -> Value {
             "CLUSTER_ID": "Kubernetes",
             "MESH_ID": TRUST_DOMAIN,
             "NODE_NAME": "lab-node",
-            "INSTANCE_IPS": pod.ip.to_string(),
-            "INTERCEPTION_MODE": "REDIRECT",
+            "INSTANCE_IPS": addresses.join(","),
+            "INTERCEPTION_MODE": if pod.proxy == Proxy::Tproxy { "TPROXY" } else { "REDIRECT" },
             "ISTIO_VERSION": ISTIO_VERSION,
             "APP_CONTAINERS": pod.app,
             "SERVICE_ACCOUNT": format!("bookinfo-{}", pod.app),

@@ -1,9 +1,11 @@
 //! What a client asks its server to do, in a header of the request.
 
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::{MonotonicNs, sleep_until};
-use crate::truth::{Doing, Wait};
+use crate::hop::uuid_v4;
+use crate::truth::{Doing, Nonce, Wait};
 
 /// The header that carries an [`Ask`] as JSON.
 pub const ASK: &str = "x-lab-ask";
@@ -110,6 +112,69 @@ pub struct Ask {
     pub ping_pong: bool,
     /// HTTP/2: bytes of header fields in the response's head.
     pub large_head: usize,
+    /// HTTP/1: whom to ask before answering.
+    pub calls: Vec<Call>,
+    /// All of them at once instead of one after the other.
+    pub together: bool,
+}
+
+/// Which `x-request-id` a request carries.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Id {
+    /// One that no other has.
+    #[default]
+    Own,
+    /// None: the sidecar makes one.
+    None,
+    /// This one. The path does not tell such requests apart either.
+    Given(String),
+}
+
+impl Id {
+    /// The id to send.
+    pub fn choose(&self) -> Option<String> {
+        match self {
+            Self::Own => Some(uuid_v4(rand::rng().random())),
+            Self::None => None,
+            Self::Given(id) => Some(id.clone()),
+        }
+    }
+
+    /// The path of a request of that case.
+    pub fn path(&self, case: &str, nonce: Nonce) -> String {
+        match self {
+            Self::Given(_) => format!("/{case}"),
+            Self::Own | Self::None => format!("/{case}/{nonce}"),
+        }
+    }
+}
+
+/// What an application that calls on does with the id of the request that it serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum HandOn {
+    /// It hands it on, as Istio asks of applications.
+    #[default]
+    Same,
+    /// It makes another one.
+    Another,
+    /// It sends none.
+    None,
+}
+
+/// A request that a server makes while it serves another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Call {
+    /// The `Host`.
+    pub host: String,
+    /// Where to.
+    pub address: std::net::SocketAddr,
+    /// What becomes of the id.
+    pub id: HandOn,
+    /// What is asked there.
+    pub ask: Ask,
 }
 
 impl Ask {

@@ -5,6 +5,7 @@
 //! socket that looks at the frames as they pass ([`h2::tap`]).
 
 pub mod ask;
+pub mod calls;
 pub mod cases;
 pub mod drive;
 pub mod h2;

@@ -1,7 +1,7 @@
 //! The application of the protocol workloads: one listener per port.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -48,8 +48,10 @@ impl Listening {
     ///
     /// # Errors
     /// When a port is taken, or TLS is needed and does not work.
-    pub fn bind(ports: &[ServicePort], certificates: &Path) -> io::Result<Self> {
-        let bind = |port: &ServicePort| Ok((*port, TcpListener::bind((Ipv4Addr::UNSPECIFIED, port.number))?));
+    pub fn bind(ports: &[ServicePort], dual_stack: bool, certificates: &Path) -> io::Result<Self> {
+        // Linux gives sockets of IPv6 the connections of both families, unless told otherwise (net.ipv6.bindv6only).
+        let any: IpAddr = if dual_stack { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let bind = |port: &ServicePort| Ok((*port, TcpListener::bind((any, port.number))?));
         let sockets = ports.iter().map(bind).collect::<io::Result<_>>()?;
         let tls = ports.contains(&ServicePort::TCP_TLS).then(|| tls::Context::server(certificates)).transpose()?;
         Ok(Self { sockets, tls })

@@ -196,6 +196,11 @@ pub struct Sockets {
     pub remote: SocketAddr,
 }
 
+/// A socket of IPv6 shows IPv4 addresses in its own way (`::ffff:10.0.0.1`).
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 impl ExchangeRecord {
     /// What an end knows before anything was said: who it is, and of which exchange on which connection. Everything else is empty.
     pub fn begin(role: Role, pod: &str, (case, nonce): (&str, Nonce), protocol: Protocol, sockets: Sockets) -> Self {
@@ -206,8 +211,8 @@ impl ExchangeRecord {
             protocol,
             nonce,
             request_id: None,
-            local: sockets.local,
-            remote: sockets.remote,
+            local: plain(sockets.local),
+            remote: plain(sockets.remote),
             stream: None,
             method: String::new(),
             path: String::new(),

@@ -4,12 +4,14 @@ mod http1;
 mod http2;
 mod long_lived;
 mod opaque;
+mod scenarios;
 
 use std::io;
 
 use super::http1::client::To;
-use crate::settings::Workload;
-use crate::topology::{ServicePort, Topology};
+use crate::netns;
+use crate::settings::{LabName, Settings, Workload};
+use crate::topology::{ECHO, Pod, ServicePort, Topology};
 use crate::truth::ExchangeRecord;
 
 const KIB: usize = 1 << 10;
@@ -21,19 +23,49 @@ const SLOW_MS: u64 = 60;
 #[derive(Clone, Debug)]
 pub struct Place {
     host: String,
-    vip: std::net::Ipv4Addr,
+    vip: std::net::IpAddr,
+    lab: LabName,
+    topology: Topology,
 }
 
 impl Place {
     /// The service of the protocol workloads; none if the lab has none.
-    pub fn of(topology: &Topology) -> Option<Self> {
-        let service = topology.service(crate::topology::ECHO)?;
-        Some(Self { host: service.name.to_owned(), vip: service.vip })
+    pub fn of(settings: &Settings) -> Option<Self> {
+        let topology = Topology::of(settings);
+        let service = topology.service(ECHO)?;
+        Some(Self { host: service.name.to_owned(), vip: service.address()?, lab: settings.name.clone(), topology })
+    }
+
+    /// Another service.
+    fn service(&self, name: &str, port: ServicePort) -> io::Result<To> {
+        let service = self.topology.service(name);
+        let address = service.and_then(|service| service.address()).ok_or_else(|| missing("service", name))?;
+        Ok(To { host: format!("{name}:{}", port.number), address: (address, port.number).into() })
+    }
+
+    /// The pod of an app.
+    fn pod(&self, app: &str) -> io::Result<&Pod> {
+        self.topology.pods.iter().find(|pod| pod.app == app).ok_or_else(|| missing("pod", app))
+    }
+
+    /// Does a round from the pod of an app instead of the load generator's.
+    fn from(
+        &self,
+        app: &str,
+        round: impl FnOnce() -> io::Result<Vec<ExchangeRecord>> + Send,
+    ) -> io::Result<Vec<ExchangeRecord>> {
+        let workload = &self.pod(app)?.workload;
+        let made = netns::within(&self.lab.namespace(workload), round).map_err(io::Error::other)??;
+        Ok(made.into_iter().map(|record| ExchangeRecord { pod: workload.clone(), ..record }).collect())
     }
 
     fn to(&self, port: ServicePort) -> To {
         To { host: format!("{}:{}", self.host, port.number), address: (self.vip, port.number).into() }
     }
+}
+
+fn missing(what: &str, name: &str) -> io::Error {
+    io::Error::other(format!("the lab has no {what} `{name}`"))
 }
 
 /// One round of a case: exchanges that were made.
@@ -58,5 +90,5 @@ pub struct Case {
 
 /// All cases, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    http1::CASES.iter().chain(http2::CASES).chain(opaque::CASES).chain(long_lived::CASES)
+    http1::CASES.iter().chain(http2::CASES).chain(opaque::CASES).chain(long_lived::CASES).chain(scenarios::CASES)
 }

@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use rand::Rng;
 use tokio::net::TcpStream;
 
 use super::Windows;
 use super::message::{Notes, Receiver, grpc_status, large_fields, send_flow, send_message};
 use super::tap::{Tap, Tracks};
-use crate::hop::{NONCE, REQUEST_ID, uuid_v4};
-use crate::protocols::ask::{ASK, Ask, Flow, Pause};
+use crate::hop::{NONCE, REQUEST_ID};
+use crate::protocols::ask::{ASK, Ask, Flow, Id, Pause};
 use crate::protocols::http1::client::{GIVE_UP, To};
 use crate::topology::LOADGEN;
 use crate::truth::{ExchangeRecord, Leg, Nonce, Protocol, Role, Sockets};
@@ -31,6 +30,8 @@ pub struct Exchange {
     pub give_up_after: Option<u64>,
     /// Bytes of header fields in the request's head.
     pub large_head: usize,
+    /// The request's id.
+    pub id: Id,
     /// What the server is asked.
     pub ask: Ask,
 }
@@ -44,6 +45,7 @@ impl Exchange {
             read_pause: None,
             give_up_after: None,
             large_head: 0,
+            id: Id::Own,
             ask: Ask { case: case.to_owned(), response: Flow::of(1, 64), ..Ask::default() },
         }
     }
@@ -101,10 +103,10 @@ impl Client {
         let protocol = if what.grpc { Protocol::Grpc } else { Protocol::Http2 };
         let sockets = Sockets { local: self.local, remote: self.remote };
         let mut record = ExchangeRecord {
-            request_id: Some(uuid_v4(rand::rng().random())),
+            request_id: what.id.choose(),
             method: if what.grpc || what.request.messages > 0 { "POST" } else { "GET" }.to_owned(),
             // gRPC's paths name a method, not a request.
-            path: if what.grpc { format!("/lab.Echo/{case}") } else { format!("/{case}/{nonce}") },
+            path: if what.grpc { format!("/lab.Echo/{case}") } else { what.id.path(case, nonce) },
             ..ExchangeRecord::begin(Role::Client, LOADGEN, (case, nonce), protocol, sockets)
         };
         let mut notes = [Notes::default(), Notes::default()];

@@ -4,11 +4,9 @@ use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use rand::Rng;
-
 use super::{Duplex, Framing, leg, read_body, render, response_head, write_body};
-use crate::hop::{NONCE, REQUEST_ID, uuid_v4};
-use crate::protocols::ask::{ASK, Ask, Flow, Pause};
+use crate::hop::{NONCE, REQUEST_ID};
+use crate::protocols::ask::{ASK, Ask, Flow, Id, Pause};
 use crate::protocols::tape::Taped;
 use crate::topology::LOADGEN;
 use crate::truth::{Doing, ExchangeRecord, Nonce, Protocol, Role, Sockets};
@@ -37,6 +35,8 @@ pub struct Exchange {
     pub give_up_after: Option<u64>,
     /// Further header fields.
     pub fields: Vec<(&'static str, &'static str)>,
+    /// The request's id.
+    pub id: Id,
     /// What the server is asked.
     pub ask: Ask,
 }
@@ -54,6 +54,7 @@ impl Exchange {
             read_pause: None,
             give_up_after: None,
             fields: Vec::new(),
+            id: Id::Own,
             ask: Ask { case: case.to_owned(), response: Flow::of(1, 64), ..Ask::default() },
         }
     }
@@ -131,9 +132,9 @@ impl<S: Duplex> Connection<S> {
         let sockets = Sockets { local: self.local, remote: self.remote };
         let case = &what.ask.case;
         ExchangeRecord {
-            request_id: Some(uuid_v4(rand::rng().random())),
+            request_id: what.id.choose(),
             method: what.method.to_owned(),
-            path: format!("/{case}/{nonce}"),
+            path: what.id.path(case, nonce),
             ..ExchangeRecord::begin(Role::Client, LOADGEN, (case, nonce), self.protocol, sockets)
         }
     }

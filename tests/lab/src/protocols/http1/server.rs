@@ -8,6 +8,7 @@ use super::{Duplex, Framing, Head, PIECE, leg, read_body, render, request_head, 
 use crate::clock::{MonotonicNs, sleep_until};
 use crate::hop::{NONCE, REQUEST_ID};
 use crate::protocols::ask::{ASK, Ask};
+use crate::protocols::calls;
 use crate::protocols::server::Shared;
 use crate::protocols::tape::Taped;
 use crate::protocols::websocket;
@@ -39,6 +40,7 @@ pub fn connection<S: Duplex>(shared: &Shared, stream: S, ends: Ends) -> io::Resu
         let more = if head.headers.get("upgrade").is_some_and(|to| to.eq_ignore_ascii_case("websocket")) {
             websocket::serve(&mut wire, &head, &mut record).map(|()| false)
         } else {
+            calls::make(shared, &ask, &record);
             serve(&mut wire, &head, &ask, &mut record)
         };
         if let Err(error) = &more {
