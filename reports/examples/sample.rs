@@ -1,7 +1,7 @@
 //! Writes a sample report: `cargo run -p meshdiff-reports --example sample -- FORMAT SAMPLE FILE`, where FORMAT is html,
 //! json, markdown, table, wide or requests, and SAMPLE is bookinfo, forty, two, old, limited, hostile or empty.
 
-#[path = "../tests/reports/support.rs"]
+#[path = "../tests/reports/support/mod.rs"]
 mod support;
 
 use meshdiff_reports::{RenderError, html, json, markdown, requests, table};

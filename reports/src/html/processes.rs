@@ -3,7 +3,7 @@
 
 use super::layout::{At, Sizes, place};
 use super::lines::anchor;
-use super::topology::{Columns, Drawn, path, px, top};
+use super::topology::{Canvas, Columns, Drawn, path, px, top};
 use crate::safe::shorten;
 use crate::{lines, text};
 use meshdiff_analyzer::{EndRole, LineEnd, LineSummary, PeerKnownBy};
@@ -25,9 +25,7 @@ const COLUMNS: Columns = Columns { gap: 118.0, label: 0.5 };
 
 /// The picture.
 pub(super) struct ProcessesView {
-    pub(super) width: String,
-    pub(super) height: String,
-    pub(super) min_width: String,
+    pub(super) canvas: Canvas,
     pub(super) boxes: Vec<BoxView>,
     pub(super) edges: Vec<EdgeView>,
     pub(super) alt: String,
@@ -113,14 +111,11 @@ impl ProcessesView {
         pairs.dedup();
         let heights: Vec<f64> = holders.iter().map(Holder::height).collect();
         let placed = place(&heights, &pairs, &SIZES);
-        let (width, height) = COLUMNS.size(&placed);
         let routes: BTreeMap<(usize, usize), &[At]> =
             pairs.iter().copied().zip(placed.routes.iter().map(Vec::as_slice)).collect();
         let most = shown.iter().map(|i| all[*i].bytes()).max().unwrap_or(0);
         Some(Self {
-            width: px(width),
-            height: px(height),
-            min_width: px((width * 0.72).min(width)),
+            canvas: COLUMNS.canvas(&placed),
             boxes: holders.iter().zip(&placed.nodes).map(|(h, at)| box_view(h, *at)).collect(),
             edges: edges(all, &wires, &holders, &placed.nodes, &routes, most),
             alt: alt(all, &shown),

@@ -23,14 +23,19 @@ const SIZES: Sizes = Sizes { bend: LABEL_HEIGHT, gap: 22.0 };
 
 /// The picture.
 pub(super) struct TopologyView {
-    pub(super) width: String,
-    pub(super) height: String,
-    /// Below this it scrolls instead of shrinking.
-    pub(super) min_width: String,
+    pub(super) canvas: Canvas,
     pub(super) nodes: Vec<NodeView>,
     pub(super) edges: Vec<EdgeView>,
     pub(super) alt: String,
     pub(super) hidden: usize,
+}
+
+/// The size of a picture.
+pub(super) struct Canvas {
+    pub(super) width: String,
+    pub(super) height: String,
+    /// Below this it scrolls instead of shrinking.
+    pub(super) min_width: String,
 }
 
 /// A workload.
@@ -115,13 +120,10 @@ impl TopologyView {
         let pairs: Vec<_> = edges.iter().map(|e| (e.from, e.to)).collect();
         let placed = place(&vec![NODE_HEIGHT; nodes.len()], &pairs, &SIZES);
         let columns = Columns::of(edges.len());
-        let (width, height) = columns.size(&placed);
         let workloads: Vec<&Workload> = names.into_values().collect();
         let max_own = nodes.iter().filter_map(|n| mean(n.own_ns, n.own_n)).max().unwrap_or_default().0.max(1);
         Some(Self {
-            width: px(width),
-            height: px(height),
-            min_width: px((width * 0.72).min(width)),
+            canvas: columns.canvas(&placed),
             nodes: workloads
                 .iter()
                 .zip(&nodes)
@@ -195,10 +197,12 @@ impl Columns {
     pub(super) fn left(self, column: usize) -> f64 {
         MARGIN + column as f64 * (NODE_WIDTH + self.gap)
     }
-    pub(super) fn size(self, placed: &Placed) -> (f64, f64) {
+    pub(super) fn canvas(self, placed: &Placed) -> Canvas {
         let columns = placed.columns.max(1) as f64;
+        let width = 2.0 * MARGIN + columns * NODE_WIDTH + (columns - 1.0) * self.gap;
         // Room on top for a workload that calls itself.
-        (2.0 * MARGIN + columns * NODE_WIDTH + (columns - 1.0) * self.gap, placed.height + 2.0 * MARGIN + 14.0)
+        let height = placed.height + 2.0 * MARGIN + 14.0;
+        Canvas { width: px(width), height: px(height), min_width: px(width * 0.72) }
     }
 }
 

@@ -1,37 +1,22 @@
-//! Reports to render: simulated from a call tree with a fixed seed, so that all numbers agree with each other.
+//! The requests of a simulated call tree, and the report over them.
 
+use super::Service;
+use super::lines::lines;
 use meshdiff_analyzer::{
-    AttributedRequest, Closes, Connects, Coverage, CoverageClass, Distribution, EndMetrics, EndRole, Finding,
-    HopSummary, Level, LineEnd, LineMetrics, LineProtocol, LineSummary, Metric, MetricsWindow, NearQuantile, Part,
-    PartKind, PeerKnownBy, Place, Report, RequestCoverage, SegmentStats, Sides, SocketRef, TlsTally, Vantage, Verdict,
+    AttributedRequest, Coverage, CoverageClass, Distribution, HopSummary, NearQuantile, Part, PartKind, Place, Report,
+    RequestCoverage, SegmentStats, Sides, SocketRef, Vantage, Verdict,
 };
 use meshdiff_model::{
-    Attribution, Closer, Crossing, Detail, DropReason, DurationNs, Errno, Evidence, ExponentialHistogram, HopProtocol,
-    IoMetrics, Link, LocalAddr, MonotonicNs, PeerAddr, ProbeTier, RequestId, Segment, SegmentMap, SocketCookie,
-    TlsVersion, WallTime, Workload, WorkloadSource,
+    Attribution, Crossing, Detail, DurationNs, Evidence, HopProtocol, LocalAddr, MonotonicNs, PeerAddr, ProbeTier,
+    RequestId, Segment, SegmentMap, SocketCookie, WallTime, Workload, WorkloadSource,
 };
-use meshdiff_reports::ReportMeta;
 use std::collections::BTreeMap;
 
-/// A workload of the simulation.
-pub(crate) struct Service {
-    pub(crate) name: String,
-    pub(crate) namespace: String,
-    /// Its own time in each request, µs.
-    pub(crate) own_us: u64,
-    /// What its sidecar takes for one way, µs.
-    pub(crate) sidecar_us: u64,
-    /// Time to it over the network, one way, µs.
-    pub(crate) network_us: u64,
-    /// Whom it calls, each with this many per cent of its requests.
-    pub(crate) calls: Vec<(usize, u64)>,
-}
-
 /// Splitmix64: enough randomness for a sample, the same everywhere.
-pub(crate) struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -39,71 +24,17 @@ impl Random {
         z ^ (z >> 31)
     }
     /// About `us` µs in ns, rarely several times that.
-    fn around(&mut self, us: u64) -> u64 {
+    pub(super) fn around(&mut self, us: u64) -> u64 {
         let base = us * (600 + self.next() % 800);
         let tail = if self.next().is_multiple_of(50) { us * 1000 * (1 + self.next() % 3) } else { 0 };
         base + tail + self.next() % 97
     }
 }
 
-fn service(name: &str, own_us: u64, sidecar_us: u64, calls: &[(usize, u64)]) -> Service {
-    Service {
-        name: name.into(),
-        namespace: "default".into(),
-        own_us,
-        sidecar_us,
-        network_us: 45,
-        calls: calls.to_vec(),
-    }
-}
-
-/// Bookinfo with a load generator; reviews-v2 is slow.
-pub(crate) fn bookinfo() -> Vec<Service> {
-    vec![
-        service("loadgen", 0, 110, &[(1, 100)]),
-        service("productpage-v1", 1_450, 230, &[(2, 100), (3, 33), (4, 50), (5, 100)]),
-        service("details-v1", 420, 190, &[]),
-        service("reviews-v1", 610, 210, &[]),
-        service("reviews-v2", 5_100, 210, &[(6, 100)]),
-        service("reviews-v3", 780, 540, &[(6, 100)]),
-        service("ratings-v1", 260, 180, &[]),
-    ]
-}
-
-/// Forty workloads in four namespaces.
-pub(crate) fn forty() -> Vec<Service> {
-    let mut random = Random(7);
-    let namespaces = ["shop", "payments", "platform", "search"];
-    (0..40usize)
-        .map(|i| {
-            // A tree that reaches everybody, and some more calls across it.
-            let mut calls: Vec<(usize, u64)> =
-                (i * 3 + 1..=i * 3 + 3).filter(|to| *to < 40).map(|to| (to, 60 + random.next() % 40)).collect();
-            let across = i + 1 + random.next() as usize % 12;
-            if i > 0 && i < 13 && across < 40 && i % 2 == 0 && !calls.iter().any(|(to, _)| *to == across) {
-                calls.push((across, 50));
-            }
-            Service {
-                name: format!(
-                    "{}-{}-v{}",
-                    ["cart", "index", "auth", "price", "stock", "ledger", "mail", "geo"][i % 8],
-                    i,
-                    1 + i % 3
-                ),
-                namespace: namespaces[i % 4].into(),
-                own_us: 80 + random.next() % 1_400,
-                sidecar_us: 90 + random.next() % 260,
-                network_us: 30 + random.next() % 400,
-                calls,
-            }
-        })
-        .collect()
-}
-
 const BOOT: u64 = 86_400_000_000_000;
-const EPOCH: i64 = 1_780_000_000_000_000_000;
+pub(super) const EPOCH: i64 = 1_780_000_000_000_000_000;
 
-pub(crate) fn workload(s: &Service) -> Workload {
+fn workload(s: &Service) -> Workload {
     Workload {
         namespace: Some(s.namespace.clone()),
         workload: Some(s.name.clone()),
@@ -482,287 +413,4 @@ pub(crate) fn simulate(services: &[Service], entries: usize) -> Report {
         findings: vec![],
         slowest,
     }
-}
-
-/// Both views of the lines that such a mesh has: applications and their sidecars, sidecars among each other, and one service outside.
-fn lines(services: &[Service], seen: u64) -> Vec<LineSummary> {
-    let mut list = Vec::new();
-    let app = |i: usize| end(&services[i], i, EndRole::Application, if i == 0 { "loadgen" } else { "python3" });
-    let sidecar = |i: usize| end(&services[i], i, EndRole::Sidecar, "envoy");
-    for (i, service) in services.iter().enumerate() {
-        let line = |client, server, link, tls| line(client, server, link, tls, i as u64, seen);
-        if i > 0 {
-            list.push(line(sidecar(i), app(i), Link::ServerLoopback, false));
-        }
-        if !service.calls.is_empty() {
-            list.push(line(app(i), sidecar(i), Link::ClientLoopback, false));
-        }
-        for (to, _) in &service.calls {
-            list.push(line(sidecar(i), sidecar(*to), Link::Network, true));
-        }
-    }
-    if let Some(last) = services.len().checked_sub(1) {
-        let outside = LineEnd {
-            role: EndRole::Outside,
-            namespace: None,
-            workload: None,
-            pod: None,
-            process: None,
-            pids: vec![],
-            address: Some("192.0.2.10:443".into()),
-            service: Some("api.example.com".into()),
-            metrics: None,
-        };
-        let mut line = line(sidecar(last), outside, Link::Network, true, 5, seen);
-        line.server.metrics = None;
-        line.link = None;
-        line.protocol = LineProtocol::Tls;
-        line.peer_known_by = PeerKnownBy::Unknown;
-        line.known_by = [(PeerKnownBy::Unknown, 9)].into();
-        line.tls_said.versions = [(TlsVersion::Tls13, 9)].into();
-        line.tls_said.server_names = [("api.example.com".into(), 9)].into();
-        line.tls_said.alpn_offered = [("h2".into(), 9)].into();
-        if let Some(connect) = line.client.metrics.as_mut().and_then(|m| m.total.connect.as_mut()) {
-            connect.failures = Some([(Errno(111), 3), (Errno(110), 2)].into());
-        }
-        list.push(line);
-    }
-    list
-}
-
-fn end(service: &Service, i: usize, role: EndRole, process: &str) -> LineEnd {
-    LineEnd {
-        role,
-        namespace: Some(service.namespace.clone()),
-        workload: Some(service.name.clone()),
-        pod: Some(format!("{}-7d9f8c6b5-x{i:03}", service.name)),
-        process: Some(process.into()),
-        pids: vec![4_000 + i as u32],
-        address: Some(format!("10.77.0.{}", i + 2)),
-        service: None,
-        metrics: None,
-    }
-}
-
-fn line(mut client: LineEnd, mut server: LineEnd, link: Link, tls: bool, salt: u64, seen: u64) -> LineSummary {
-    client.metrics = Some(end_metrics(salt + 1, seen));
-    server.metrics = Some(end_metrics(salt + 100, seen));
-    LineSummary {
-        client,
-        server,
-        protocol: LineProtocol::Http11,
-        tls: Some(tls),
-        tls_said: TlsTally::default(),
-        link: Some(link),
-        peer_known_by: PeerKnownBy::Matched,
-        known_by: [(PeerKnownBy::Matched, 8), (PeerKnownBy::Inferred, 1)].into(),
-        connections: 9,
-        destinations: [("10.96.0.1:9080".parse().expect("an address"), 9)].into(),
-    }
-}
-
-fn histogram(random: &mut Random, n: u64, us: u64) -> ExponentialHistogram {
-    (0..n).map(|_| random.around(us)).collect()
-}
-
-/// Two windows and their sum.
-fn end_metrics(salt: u64, seen: u64) -> EndMetrics {
-    let mut random = Random(salt);
-    let io = |random: &mut Random, n: u64, wait: bool| IoMetrics {
-        calls: n,
-        bytes: n * 412,
-        duration: Some(histogram(random, n, 14)),
-        wait: wait.then(|| histogram(random, n, 9)),
-    };
-    let mut part = |n: u64, resent: u64| LineMetrics {
-        write: Some(io(&mut random, n, false)),
-        read: Some(io(&mut random, n, true)),
-        rtt: Some(histogram(&mut random, n, 48)),
-        connect: Some(Connects {
-            count: 4,
-            handshake: Some(histogram(&mut random, 4, 120)),
-            failures: Some(BTreeMap::new()),
-        }),
-        close: Some(Closes {
-            count: 2,
-            by: Some([(Closer::Local, 1), (Closer::Remote, 1)].into()),
-            resets: Some(1),
-            duration: Some(histogram(&mut random, 2, 300)),
-        }),
-        retransmits: Some(resent),
-        drops: Some([(DropReason("TCP_OLD_DATA".into()), resent)].into()),
-        lost_events: 0,
-    };
-    let n = seen.clamp(4, 400);
-    let parts = [part(n / 2, 0), part(n - n / 2, 2)];
-    let window = |i: i64| EPOCH + i * 10_000_000_000;
-    EndMetrics {
-        sockets: 9,
-        total: sum(&parts),
-        windows: (0..)
-            .zip(parts)
-            .map(|(i, metrics)| MetricsWindow {
-                start: WallTime(window(i)),
-                offset: DurationNs(i * 10_000_000_000),
-                metrics,
-            })
-            .collect(),
-    }
-}
-
-fn sum(parts: &[LineMetrics; 2]) -> LineMetrics {
-    fn merged(a: &Option<ExponentialHistogram>, b: &Option<ExponentialHistogram>) -> Option<ExponentialHistogram> {
-        let mut sum = a.clone()?;
-        sum.merge(b.as_ref()?);
-        Some(sum)
-    }
-    let [a, b] = parts;
-    let mut total = a.clone();
-    for (io, other) in [(&mut total.write, &b.write), (&mut total.read, &b.read)] {
-        if let (Some(io), Some(other)) = (io, other) {
-            io.merge(other);
-        }
-    }
-    total.rtt = merged(&a.rtt, &b.rtt);
-    if let (Some(c), Some(ca), Some(cb)) = (&mut total.connect, &a.connect, &b.connect) {
-        c.count = ca.count + cb.count;
-        c.handshake = merged(&ca.handshake, &cb.handshake);
-    }
-    if let (Some(c), Some(ca), Some(cb)) = (&mut total.close, &a.close, &b.close) {
-        c.count = ca.count + cb.count;
-        c.by = Some([(Closer::Local, 2), (Closer::Remote, 2)].into());
-        c.resets = Some(2);
-        c.duration = merged(&ca.duration, &cb.duration);
-    }
-    total.retransmits = b.retransmits;
-    total.drops.clone_from(&b.drops);
-    total
-}
-
-/// The metrics as a recording has them that was made before metrics were.
-pub(crate) fn without_metrics(report: &mut Report) {
-    let why = "The capture was recorded before connection metrics were.";
-    report.coverage.missing_metrics =
-        [Metric::WriteTime, Metric::Retransmit, Metric::Drop].map(|m| (m, why.to_owned())).into();
-    for m in report.lines.iter_mut().flat_map(|l| [&mut l.client, &mut l.server]).filter_map(|e| e.metrics.as_mut()) {
-        m.windows.clear();
-        (m.total.retransmits, m.total.drops) = (None, None);
-        m.total.write.iter_mut().for_each(|io| io.duration = None);
-    }
-}
-
-/// A finding of each level.
-pub(crate) fn findings() -> Vec<Finding> {
-    vec![
-        Finding {
-            code: "MD0101",
-            level: Level::Warning,
-            subject: "default/reviews-v3".into(),
-            text: "The sidecar of reviews-v3 takes 2.5 times as long as the others of its namespace.".into(),
-            evidence: [("meanNs".to_owned(), 812_345.0), ("factor".to_owned(), 2.5)].into(),
-            fix: "Look at its filters (ext_authz, Wasm, Lua) with `explain`.".into(),
-        },
-        Finding {
-            code: "MD0001",
-            level: Level::Info,
-            subject: "default".into(),
-            text: "TLS between sidecars is resumed on 97% of connections.".into(),
-            evidence: BTreeMap::new(),
-            fix: "Nothing to do.".into(),
-        },
-    ]
-}
-
-/// What the snapshots say of their making.
-pub(crate) fn meta() -> ReportMeta {
-    ReportMeta {
-        tool_version: "0.1.0".into(),
-        generated: WallTime(EPOCH + 60_000_000_000),
-        source: "capture demo.meshdiff".into(),
-        command: Some("meshdiff report --capture demo.meshdiff --format html".into()),
-        kernel: Some("6.18.0".into()),
-        envoy_versions: vec!["1.40.0".into()],
-        capture_id: Some("c-0001".into()),
-    }
-}
-
-/// A report with nothing in it.
-pub(crate) fn empty() -> Report {
-    Report {
-        window: (WallTime(EPOCH), WallTime(EPOCH + 10_000_000_000)),
-        namespace: None,
-        coverage: Coverage::default(),
-        verdict: None,
-        hops: vec![],
-        lines: vec![],
-        findings: vec![],
-        slowest: vec![],
-    }
-}
-
-/// Bookinfo where half was lost: no probes on the server's node, lost events, notes.
-pub(crate) fn limited() -> Report {
-    let mut report = simulate(&bookinfo(), 60);
-    report.findings = findings();
-    let c = &mut report.coverage;
-    c.partial_server = 70;
-    c.requests += 70;
-    c.ambiguous = 4;
-    c.requests += 4;
-    c.lost_kernel_events = 1_204;
-    c.lost_access_logs_estimate = 17;
-    c.negative_segments = 1;
-    c.partial_reasons.insert("client_log_missing".into(), 70);
-    c.notes.push("The recording was cut off: its last 1.20 s are missing.".into());
-    for h in &mut report.hops {
-        h.requests += 9;
-    }
-    report
-}
-
-/// Names that try to break out of every format.
-pub(crate) const HOSTILE: &str =
-    "</script><img src=x onerror=alert(1)>|`*_[a](b)\n\u{1b}[31mred\u{7}\u{202e}gpj.exe'\"&amp; größe 日本 مرحبا";
-
-/// A report in which everything that comes from outside is hostile.
-pub(crate) fn hostile() -> Report {
-    let mut services = bookinfo();
-    for (i, s) in services.iter_mut().enumerate() {
-        s.name = format!("{HOSTILE}-{i}-{}", "long".repeat(60));
-        s.namespace = HOSTILE.into();
-    }
-    let mut report = simulate(&services, 8);
-    report.namespace = Some(HOSTILE.into());
-    report.coverage.notes.push(HOSTILE.into());
-    report.coverage.partial_reasons.insert(HOSTILE.into(), 3);
-    report.coverage.unmatched.insert(HOSTILE.into(), 3);
-    report.findings = vec![Finding {
-        code: "MD0101",
-        level: Level::Error,
-        subject: HOSTILE.into(),
-        text: HOSTILE.into(),
-        evidence: [(HOSTILE.to_owned(), f64::NAN)].into(),
-        fix: HOSTILE.into(),
-    }];
-    for r in &mut report.slowest {
-        r.id = format!("{HOSTILE}{}", r.id);
-        r.request_id = Some(RequestId(HOSTILE.into()));
-        r.method = Some(HOSTILE.into());
-        r.path = Some(format!("/{HOSTILE}").into());
-        r.response_flags = vec![HOSTILE.into()];
-    }
-    for (i, l) in report.lines.iter_mut().enumerate() {
-        for e in [&mut l.client, &mut l.server] {
-            e.pod = e.pod.as_ref().map(|_| format!("{HOSTILE}{i}"));
-            e.process = e.process.as_ref().map(|_| HOSTILE.into());
-            e.service = e.service.as_ref().map(|_| HOSTILE.into());
-        }
-        l.tls_said.server_names = [(HOSTILE.into(), 1)].into();
-        l.tls_said.alpn_offered = [(HOSTILE.into(), 1)].into();
-        if let Some(m) = &mut l.client.metrics {
-            m.total.drops = Some([(DropReason(HOSTILE.into()), 1)].into());
-        }
-    }
-    report.coverage.missing_metrics = [(Metric::Retransmit, HOSTILE.to_owned())].into();
-    report
 }
