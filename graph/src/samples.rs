@@ -1,8 +1,8 @@
 //! Sockets and messages for tests.
 
 use meshdiff_model::{
-    Content, Direction, LocalAddr, Message, MonotonicNs, NetnsId, PeerAddr, SeqInstant, SeqNo, SeqRange, Socket,
-    SocketCookie,
+    Content, Direction, Instants, LocalAddr, Message, MonotonicNs, NetnsId, PeerAddr, SeqInstant, SeqNo, SeqRange,
+    Socket, SocketCookie,
 };
 
 /// A socket that was seen from `first` to `last`.
@@ -33,11 +33,11 @@ fn message(cookie: u64, direction: Direction, start: u32, len: u32) -> Message {
         socket: SocketCookie(cookie),
         direction,
         seq: SeqRange::of(SeqNo(start), len),
-        sends: vec![],
-        readies: vec![],
-        recvs: vec![],
-        held: vec![],
-        retransmits: vec![],
+        sends: Instants::new(),
+        readies: Instants::new(),
+        recvs: Instants::new(),
+        held: Instants::new(),
+        retransmits: Instants::new(),
         elided: 0,
         gap_before: false,
         content: Content::Unknown,
@@ -47,14 +47,14 @@ fn message(cookie: u64, direction: Direction, start: u32, len: u32) -> Message {
 
 /// One send call.
 pub(crate) fn sent(cookie: u64, start: u32, len: u32, at: u64, content: Content) -> Message {
-    let sends = vec![SeqInstant { seq: SeqNo(start), at: MonotonicNs(at) }];
+    let sends = vec![SeqInstant { seq: SeqNo(start), at: MonotonicNs(at) }].into();
     Message { sends, content, ..message(cookie, Direction::Egress, start, len) }
 }
 
 /// Bytes that were ready at `at` and read 5 ns later.
 pub(crate) fn received(cookie: u64, start: u32, len: u32, at: u64) -> Message {
     let end = SeqNo(start.wrapping_add(len));
-    let instant = |at| vec![SeqInstant { seq: end, at: MonotonicNs(at) }];
+    let instant = |at| Instants::from(vec![SeqInstant { seq: end, at: MonotonicNs(at) }]);
     let (readies, recvs) = (instant(at), instant(at + 5));
     Message { readies, recvs, ..message(cookie, Direction::Ingress, start, len) }
 }

@@ -338,9 +338,9 @@ fn step(steps: &[Step], end: Offset) -> Option<MonotonicNs> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use meshdiff_model::{SeqRange, SocketCookie};
+    use meshdiff_model::{Instants, SeqRange, SocketCookie};
 
-    fn instants(list: &[(u32, u64)]) -> Vec<SeqInstant> {
+    fn instants(list: &[(u32, u64)]) -> Instants {
         list.iter().map(|&(seq, at)| SeqInstant { seq: SeqNo(seq), at: MonotonicNs(at) }).collect()
     }
 
@@ -349,11 +349,11 @@ mod tests {
             socket: SocketCookie(1),
             direction: Direction::Ingress,
             seq: SeqRange { start: SeqNo(start), end: SeqNo(end) },
-            sends: vec![],
+            sends: Instants::new(),
             readies: instants(readies),
             recvs: instants(recvs),
-            held: vec![],
-            retransmits: vec![],
+            held: Instants::new(),
+            retransmits: Instants::new(),
             elided: 0,
             gap_before: false,
             content: Content::Unknown,

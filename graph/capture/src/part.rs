@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::table::Table;
     use meshdiff_model::{
-        Content, Direction, Message, MonotonicNs, NetnsId, Process, ProcessRole, SeqInstant, SeqNo, SeqRange,
+        Content, Direction, Instants, Message, MonotonicNs, NetnsId, Process, ProcessRole, SeqInstant, SeqNo, SeqRange,
         SocketCookie, Tgid,
     };
     use proptest::prelude::*;
@@ -170,11 +170,11 @@ mod tests {
                 socket: SocketCookie(u64::from(i % 7)),
                 direction: if i % 2 == 0 { Direction::Egress } else { Direction::Ingress },
                 seq: SeqRange::of(SeqNo(i * 100), 100),
-                sends: if i % 2 == 0 { vec![instant(i)] } else { vec![] },
-                readies: if i % 2 == 0 { vec![] } else { vec![instant(i), instant(i + 1)] },
-                recvs: if i % 2 == 0 { vec![] } else { vec![instant(i + 2)] },
-                held: vec![],
-                retransmits: vec![],
+                sends: if i % 2 == 0 { vec![instant(i)] } else { vec![] }.into(),
+                readies: if i % 2 == 0 { vec![] } else { vec![instant(i), instant(i + 1)] }.into(),
+                recvs: if i % 2 == 0 { vec![] } else { vec![instant(i + 2)] }.into(),
+                held: Instants::new(),
+                retransmits: Instants::new(),
                 elided: 0,
                 gap_before: i % 5 == 0,
                 content: match i % 4 {

@@ -245,7 +245,7 @@ pub(crate) struct Instants<'a> {
 }
 
 impl Instants<'_> {
-    pub(crate) fn get(&self, row: usize) -> Result<Vec<SeqInstant>, BadCell> {
+    pub(crate) fn get(&self, row: usize) -> Result<meshdiff_model::Instants, BadCell> {
         let bad = BadCell { column: self.name };
         let items = self.seq.len().min(self.at.len());
         let range = range(self.list.value_offsets(), self.list.is_null(row), row, items).ok_or(bad)?;
@@ -271,12 +271,12 @@ impl DataRuns<'_> {
         let list = self.first.list;
         let items = self.end.len().min(self.bytes.len()).min(self.frames.len());
         let range = range(list.value_offsets(), list.is_null(row), row, items).ok_or(bad)?;
-        let run = |(i, first)| {
+        let run = |(i, &first): (usize, &SeqInstant)| {
             let null = self.end.is_null(i) || self.bytes.is_null(i) || self.frames.is_null(i);
             let (end, bytes, frames) = (SeqNo(self.end.value(i)), self.bytes.value(i), self.frames.value(i));
             if null { Err(bad) } else { Ok(Http2Data { first, end, bytes, frames }) }
         };
-        range.zip(first).map(run).collect()
+        range.zip(&first).map(run).collect()
     }
 }
 

@@ -33,8 +33,8 @@ fn span() -> impl Strategy<Value = DurationNs> {
 fn seq() -> impl Strategy<Value = SeqNo> {
     any::<u32>().prop_map(SeqNo)
 }
-fn instants() -> impl Strategy<Value = Vec<SeqInstant>> {
-    vec((seq(), mono()).prop_map(|(seq, at)| SeqInstant { seq, at }), 0..4)
+fn instants() -> impl Strategy<Value = Instants> {
+    vec((seq(), mono()).prop_map(|(seq, at)| SeqInstant { seq, at }), 0..4).prop_map(Instants::from)
 }
 
 prop_compose! {

@@ -1,6 +1,7 @@
 //! A mergeable histogram whose quantiles are right to within 1%.
 
 use serde::{Deserialize, Serialize};
+use std::hint::black_box;
 
 /// Buckets per doubling of the value, as a power of two: scale 6 is 64 of them, each 1.09% wide.
 const SCALE: u32 = 6;
@@ -191,6 +192,14 @@ impl ExponentialHistogram {
         self.count = self.count.saturating_add(n);
         self.sum = self.sum.saturating_add(value.saturating_mul(n));
         if value == 0 { self.zeros = self.zeros.saturating_add(n) } else { self.add(index_of(value), n) }
+    }
+
+    /// Adds values: for many of them at once this takes less than [`record`](Self::record) of each.
+    pub fn record_all(&mut self, values: &[u32]) {
+        // A histogram that nobody touched for a while is in no cache. All of its lines are asked for at once, instead of one after
+        // the other as the searches come to them.
+        black_box(self.buckets.iter().step_by(4).fold(0, |all, bucket| all | bucket.1));
+        values.iter().for_each(|value| self.record(u64::from(*value)));
     }
 
     /// Adds all values of another.

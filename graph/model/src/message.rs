@@ -1,6 +1,6 @@
 //! What message assembly makes of a socket's events.
 
-use crate::{DurationNs, MonotonicNs, SeqNo, SeqRange, SocketCookie};
+use crate::{DurationNs, Instants, MonotonicNs, SeqNo, SeqRange, SocketCookie};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -39,18 +39,18 @@ pub struct Message {
     /// The bytes.
     pub seq: SeqRange,
     /// Egress only: each send call's first byte and instant, in order.
-    pub sends: Vec<SeqInstant>,
+    pub sends: Instants,
     /// Ingress only: by when all bytes before `seq` were readable, in order.
-    pub readies: Vec<SeqInstant>,
+    pub readies: Instants,
     /// Ingress only: by when all bytes before `seq` had been read, in order.
-    pub recvs: Vec<SeqInstant>,
+    pub recvs: Instants,
     /// Egress only: instants at which TCP held bytes back after a send call (Nagle, pacing, a full window): everything before `seq` had
     /// left by then, the rest of what had been sent had not.
     #[serde(default)]
-    pub held: Vec<SeqInstant>,
+    pub held: Instants,
     /// Egress only: each segment that was sent again, by its first byte.
     #[serde(default)]
-    pub retransmits: Vec<SeqInstant>,
+    pub retransmits: Instants,
     /// How many instants were left out of `sends`, `readies` and `recvs` where these are long. Of each list the first
     /// [`NEVER_THINNED`](Self::NEVER_THINNED) and the last one are always kept, and where two neighbours lie
     /// [`THINNED_BELOW`](Self::THINNED_BELOW) or more apart, nothing was left out between them.

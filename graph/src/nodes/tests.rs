@@ -1,5 +1,5 @@
 use super::*;
-use meshdiff_model::{Content, Direction, LocalAddr, PeerAddr, SeqInstant, SeqNo, SeqRange};
+use meshdiff_model::{Content, Direction, Instants, LocalAddr, PeerAddr, SeqInstant, SeqNo, SeqRange};
 
 const S: u64 = 1_000_000_000;
 const WALL: i64 = 1_790_000_000_000_000_000;
@@ -27,8 +27,8 @@ fn socket(cookie: u64, local: &str, remote: &str, at: u64) -> Socket {
 }
 
 fn message(cookie: u64, direction: Direction, seq: u32, at: u64) -> Message {
-    let instants = |wanted: Direction, seq: u32| {
-        if direction == wanted { vec![SeqInstant { seq: SeqNo(seq), at: MonotonicNs(at) }] } else { Vec::new() }
+    let instants = |wanted: Direction, seq: u32| -> Instants {
+        (direction == wanted).then_some(SeqInstant { seq: SeqNo(seq), at: MonotonicNs(at) }).into_iter().collect()
     };
     Message {
         socket: SocketCookie(cookie),
@@ -36,9 +36,9 @@ fn message(cookie: u64, direction: Direction, seq: u32, at: u64) -> Message {
         seq: SeqRange::of(SeqNo(seq), 100),
         sends: instants(Direction::Egress, seq),
         readies: instants(Direction::Ingress, seq.wrapping_add(100)),
-        recvs: Vec::new(),
-        held: Vec::new(),
-        retransmits: Vec::new(),
+        recvs: Instants::new(),
+        held: Instants::new(),
+        retransmits: Instants::new(),
         elided: 0,
         gap_before: false,
         content: Content::Unknown,

@@ -4,7 +4,7 @@ use super::check::{Nobody, identity};
 use super::world::{Config, World, record};
 use meshdiff_graph::nodes::{Merged, NodeRecording, merge};
 use meshdiff_graph::{Hop, HopInput, MeshGraph};
-use meshdiff_model::{
+use meshdiff_model::{Instants, 
     ClockAnchor, ClockSample, Crossing, DurationNs, HopSide, JoinOutcome, Message, MonotonicNs, NetnsId, SeqInstant,
     Side, Socket, SocketCookie, WallTime,
 };
@@ -81,7 +81,7 @@ fn split(world: &World, wrong: [Wrong; 3]) -> Vec<NodeRecording> {
     for message in &world.messages {
         let node = home[&message.socket];
         let all = |list: &[SeqInstant]| {
-            list.iter().map(|i| SeqInstant { at: wrong[node].instant(i.at), ..*i }).collect::<Vec<_>>()
+            list.iter().map(|i| SeqInstant { at: wrong[node].instant(i.at), ..*i }).collect::<Instants>()
         };
         nodes[node].messages.push(Message {
             sends: all(&message.sends),

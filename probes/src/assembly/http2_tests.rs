@@ -2,8 +2,8 @@
 //! TCP, lost, or joined in the middle, what is told of a stream is true, and without trouble all of it is told.
 
 use super::*;
-use crate::event::{Chunk, Frames};
-use meshdiff_model::{Http2Data, Http2Gap, SeqNo, TcpState, Tgid};
+use crate::event::{Chunk, Frames, RawKind};
+use meshdiff_model::{Http2Data, Http2Gap, SeqNo, SocketCookie, TcpState, Tgid};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

@@ -19,10 +19,12 @@
 //! they are read, or it grows old, the message is emitted without; the instants of those reads are then in a later message of
 //! the direction, whose range may begin before its own bytes (at the first byte that was unread).
 
+mod ahead;
 mod life;
 mod open;
 mod reorder;
 mod socket;
+mod sockets;
 
 #[cfg(test)]
 mod http2_tests;
@@ -31,15 +33,14 @@ mod model_tests;
 #[cfg(test)]
 mod tests;
 
-use crate::event::{RawEvent, RawKind};
+use crate::event::RawEvent;
 use crate::existing::OpenSocket;
 use crate::metrics::DropReasons;
-use meshdiff_model::{
-    DurationNs, Http2Stream, Message, MonotonicNs, Socket, SocketCookie, SocketMetrics, TcpState, Tgid,
-};
+use ahead::Ahead;
+use meshdiff_model::{DurationNs, Http2Stream, Message, MonotonicNs, Socket, SocketMetrics, TcpState, Tgid};
 use reorder::{Next, Put};
-use rustc_hash::FxHashMap;
-use socket::{Event, SocketState};
+use socket::{Event, EventKind, SocketState};
+use sockets::{Slot, Sockets};
 
 /// Takes what assembly makes.
 pub trait Sink {
@@ -133,9 +134,11 @@ pub struct AssemblyStats {
 pub struct Assembler {
     limits: Limits,
     drop_reasons: DropReasons,
-    sockets: FxHashMap<SocketCookie, Box<SocketState>>,
+    sockets: Sockets,
+    /// What was taken but not applied.
+    ahead: Ahead,
     /// Sockets with waiting events.
-    waiting: Vec<SocketCookie>,
+    waiting: Vec<Slot>,
     tick: u64,
     next_scan: MonotonicNs,
     stats: AssemblyStats,
@@ -153,7 +156,8 @@ impl Assembler {
         Self {
             limits,
             drop_reasons: DropReasons::default(),
-            sockets: FxHashMap::default(),
+            sockets: Sockets::default(),
+            ahead: Ahead::default(),
             waiting: Vec::new(),
             tick: 0,
             next_scan: MonotonicNs(0),
@@ -168,107 +172,102 @@ impl Assembler {
         Self { drop_reasons, ..self }
     }
 
-    /// Takes one record.
+    /// Takes one record. What becomes of it reaches `sink` with a later one, or with [`Self::tick`].
     #[inline]
     pub fn push(&mut self, event: &RawEvent<'_>, sink: &mut impl Sink) {
-        // Almost always it is known, and then nothing is to be made ready for another one.
-        let socket = match self.sockets.get_mut(&event.socket) {
-            Some(socket) => socket,
-            None => {
-                let socket =
-                    self.sockets.entry(event.socket).or_insert_with(|| Box::new(SocketState::new(event.socket)));
-                // It may have been connected before, and be forgotten since: nothing is lost.
-                if let RawKind::State { new: TcpState::SynSent, .. } = event.kind {
-                    socket.order.begin_at(event.counter);
-                }
-                socket
+        let slot = self.sockets.slot_of(event.socket);
+        self.sockets.prefetch(slot);
+        if self.ahead.add(slot, Event::from_raw(event)) {
+            self.catch_up(sink);
+        }
+    }
+
+    /// Applies what was taken.
+    fn catch_up(&mut self, sink: &mut impl Sink) {
+        let mut events = self.ahead.take();
+        let (sockets, waiting, tick, mut out) = self.parts(sink);
+        for (slot, event) in events.drain(..) {
+            let Some(socket) = sockets.get(slot) else { continue };
+            if let EventKind::Announce(identity) = event.kind {
+                socket.identify(*identity, event.at);
+                continue;
             }
-        };
-        if let RawKind::Announce(identity) = event.kind {
-            socket.identify(identity, event.at);
-            return;
-        }
-        let Some(owned) = Event::from_raw(event) else { return };
-        self.stats.events += 1;
-        let mut out = Output {
-            sink,
-            drop_reasons: &self.drop_reasons,
-            limits: &self.limits,
-            stats: &mut self.stats,
-            streams: &mut self.streams,
-        };
-        if socket.order.pass(owned.counter) {
-            socket.apply(owned, &mut out);
-            return;
-        }
-        let was_waiting = socket.order.is_waiting();
-        match socket.order.put(owned, self.tick) {
-            Put::Late => out.stats.late_events += 1,
-            Put::Ready | Put::Waits => {
-                socket.catch_up(self.tick, &mut out);
-                if !was_waiting && socket.order.is_waiting() {
-                    self.waiting.push(event.socket);
+            // It may have been connected before, and be forgotten since: nothing is lost.
+            if socket.is_new() && matches!(event.kind, EventKind::State { new: TcpState::SynSent, .. }) {
+                socket.order.begin_at(event.counter);
+            }
+            out.stats.events += 1;
+            if socket.order.pass(event.counter) {
+                socket.apply(event, &mut out);
+                continue;
+            }
+            let was_waiting = socket.order.is_waiting();
+            match socket.order.put(event, tick) {
+                Put::Late => out.stats.late_events += 1,
+                Put::Ready | Put::Waits => {
+                    socket.catch_up(tick, &mut out);
+                    if !was_waiting && socket.order.is_waiting() {
+                        waiting.push(slot);
+                    }
                 }
             }
         }
+        self.ahead.put_back(events);
     }
 
     /// Takes a connection that was open before the probes were, as [`open_sockets`](crate::open_sockets) lists it; to be called soon
     /// after its namespace was watched. `owner` is the process that holds it.
     pub fn found_open(&mut self, open: &OpenSocket, owner: Option<Tgid>, at: MonotonicNs) {
-        let socket = self.sockets.entry(open.socket).or_insert_with(|| Box::new(SocketState::new(open.socket)));
-        socket.found_open(open, owner, at);
+        let slot = self.sockets.slot_of(open.socket);
+        if let Some(socket) = self.sockets.get(slot) {
+            socket.found_open(open, owner, at);
+        }
     }
 
     /// Gives up on events that did not come, and emits what grew old. To be called after every drain of the ring.
     pub fn tick(&mut self, now: MonotonicNs, sink: &mut impl Sink) {
+        self.catch_up(sink);
         self.tick += 1;
-        let mut out = Output {
-            sink,
-            drop_reasons: &self.drop_reasons,
-            limits: &self.limits,
-            stats: &mut self.stats,
-            streams: &mut self.streams,
-        };
-        let (sockets, tick) = (&mut self.sockets, self.tick);
-        self.waiting.retain(|cookie| {
-            let Some(socket) = sockets.get_mut(cookie) else { return false };
+        let is_due = self.next_scan <= now;
+        if is_due {
+            self.next_scan = now.offset(SCAN_INTERVAL);
+        }
+        let (sockets, waiting, tick, mut out) = self.parts(sink);
+        waiting.retain(|slot| {
+            let Some(socket) = sockets.get(*slot) else { return false };
             socket.catch_up(tick, &mut out);
             socket.order.is_waiting()
         });
-        if now < self.next_scan {
-            return;
+        if is_due {
+            sockets.retain(|socket| {
+                socket.age(now, &mut out);
+                socket.close_window(now, &mut out);
+                let gone = socket.is_gone(now, out.limits);
+                if gone {
+                    socket.finish(&mut out);
+                } else {
+                    socket.report(now, &mut out);
+                }
+                !gone
+            });
         }
-        self.next_scan = now.offset(SCAN_INTERVAL);
-        sockets.retain(|_, socket| {
-            socket.age(now, &mut out);
-            socket.close_window(now, &mut out);
-            let gone = socket.is_gone(now, &self.limits);
-            if gone {
-                socket.finish(&mut out);
-            } else {
-                socket.report(now, &mut out);
-            }
-            !gone
-        });
     }
 
     /// Emits everything that is open, in order of cookie. The assembler is empty afterwards.
     pub fn finish(&mut self, sink: &mut impl Sink) {
-        let mut out = Output {
-            sink,
-            drop_reasons: &self.drop_reasons,
-            limits: &self.limits,
-            stats: &mut self.stats,
-            streams: &mut self.streams,
-        };
-        let mut sockets: Vec<_> = self.sockets.drain().collect();
-        sockets.sort_unstable_by_key(|(cookie, _)| *cookie);
-        for (_, mut socket) in sockets {
+        self.catch_up(sink);
+        let (sockets, waiting, _, mut out) = self.parts(sink);
+        for mut socket in sockets.take() {
             socket.catch_up(u64::MAX, &mut out);
             socket.finish(&mut out);
         }
-        self.waiting.clear();
+        waiting.clear();
+    }
+
+    /// The sockets, those that wait, the tick, and where results go.
+    fn parts<'a, S: Sink>(&'a mut self, sink: &'a mut S) -> (&'a mut Sockets, &'a mut Vec<Slot>, u64, Output<'a, S>) {
+        let Self { limits, drop_reasons, stats, streams, .. } = self;
+        (&mut self.sockets, &mut self.waiting, self.tick, Output { sink, drop_reasons, limits, stats, streams })
     }
 
     /// Sockets that are remembered.
@@ -319,5 +318,26 @@ impl SocketState {
                 }
             }
         }
+    }
+}
+#[cfg(test)]
+mod size_probe {
+    #[test]
+    fn sizes() {
+        use super::*;
+        eprintln!(
+            "SocketState {} Open {} Message {} Event {} Counting {} Reorder {} Life {} RawEvent {} SocketMetrics {} TlsInfo {} EventKind {}",
+            size_of::<super::socket::SocketState>(),
+            size_of::<super::open::Open>(),
+            size_of::<Message>(),
+            size_of::<Event>(),
+            size_of::<crate::metrics::Counting>(),
+            size_of::<super::reorder::Reorder>(),
+            size_of::<super::life::Life>(),
+            size_of::<RawEvent<'_>>(),
+            size_of::<SocketMetrics>(),
+            size_of::<meshdiff_model::TlsInfo>(),
+            size_of::<super::socket::EventKind>()
+        );
     }
 }

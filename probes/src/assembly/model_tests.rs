@@ -2,8 +2,8 @@
 //! instant may be wrong, and nothing may be missing that was not lost.
 
 use super::*;
-use crate::event::Extra;
-use meshdiff_model::{Direction, SeqInstant, SeqNo, TcpState, Tgid};
+use crate::event::{Extra, RawKind};
+use meshdiff_model::{Direction, SeqInstant, SeqNo, SocketCookie, TcpState, Tgid};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

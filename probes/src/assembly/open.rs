@@ -1,6 +1,6 @@
 //! A message that is still growing.
 
-use meshdiff_model::{Content, Direction, Message, MonotonicNs, SeqInstant, SeqNo, SeqRange, SocketCookie};
+use meshdiff_model::{Content, Direction, Instants, Message, MonotonicNs, SeqInstant, SeqNo, SeqRange, SocketCookie};
 use std::mem::take;
 
 /// A list this long is emitted at the next look at what grew old. Between two looks pass 100 ms, so that thinning bounds it.
@@ -10,23 +10,21 @@ const LONG: usize = 256;
 /// [`Message::THINNED_BELOW`] are thinned and counted, so that a pause between two of them always shows: a body that flows takes few of
 /// them, one that pauses keeps each pause's ends.
 #[derive(Debug, Default)]
-pub(super) struct Instants {
-    list: Vec<SeqInstant>,
+pub(super) struct Growing {
+    list: Instants,
     elided: u32,
 }
 
-impl Instants {
+impl Growing {
     #[inline]
     pub(super) fn push(&mut self, instant: SeqInstant, limit: usize) {
         let limit = limit.max(Message::NEVER_THINNED + 1);
         let full = self.list.len() >= limit;
-        match self.list.as_mut_slice() {
+        match &mut *self.list {
             [.., before, last] if full && instant.at - before.at < Message::THINNED_BELOW => {
                 *last = instant;
                 self.elided = self.elided.saturating_add(1);
             }
-            // Most have one: then it takes no more than that.
-            [] => self.list = vec![instant],
             _ => self.list.push(instant),
         }
     }
@@ -50,6 +48,13 @@ impl Instants {
     }
 }
 
+/// What kept bytes from being sent or from arriving.
+#[derive(Debug, Default)]
+struct Hindered {
+    held: Growing,
+    retransmits: Growing,
+}
+
 /// A message that is still growing, in one direction.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -58,15 +63,13 @@ pub(super) struct Open {
     pub(super) end: SeqNo,
     pub(super) first_at: MonotonicNs,
     /// Egress.
-    pub(super) sends: Instants,
+    pub(super) sends: Growing,
     /// Ingress.
-    pub(super) readies: Instants,
+    pub(super) readies: Growing,
     /// Ingress.
-    pub(super) recvs: Instants,
-    /// Egress.
-    pub(super) held: Instants,
-    /// Egress.
-    pub(super) retransmits: Instants,
+    pub(super) recvs: Growing,
+    /// Egress; most are never hindered.
+    hindered: Option<Box<Hindered>>,
     pub(super) gap_before: bool,
     pub(super) content: Content,
     pub(super) head_end: Option<SeqNo>,
@@ -79,11 +82,10 @@ impl Open {
             start: range.start,
             end: range.end,
             first_at: at,
-            sends: Instants::default(),
-            readies: Instants::default(),
-            recvs: Instants::default(),
-            held: Instants::default(),
-            retransmits: Instants::default(),
+            sends: Growing::default(),
+            readies: Growing::default(),
+            recvs: Growing::default(),
+            hindered: None,
             gap_before,
             content: Content::Unknown,
             head_end: None,
@@ -99,6 +101,16 @@ impl Open {
             self.sends.drop_last_while(|s| s.seq == end);
             self.head_end = self.head_end.filter(|h| !end.before(*h));
         }
+    }
+
+    /// Egress: TCP held bytes back at this instant.
+    pub(super) fn held(&mut self, until: SeqInstant, limit: usize) {
+        self.hindered.get_or_insert_default().held.push(until, limit);
+    }
+
+    /// Egress: a segment was sent again.
+    pub(super) fn retransmit(&mut self, first: SeqInstant, limit: usize) {
+        self.hindered.get_or_insert_default().retransmits.push(first, limit);
     }
 
     /// True if its lists are long: what follows belongs into another message.
@@ -120,14 +132,15 @@ impl Open {
         if seq.is_empty() || empty {
             return None;
         }
+        let (held, retransmits) = self.hindered.take().map(|h| (h.held.list, h.retransmits.list)).unwrap_or_default();
         Some(Message {
             socket,
             direction,
             seq,
             elided: self.sends.elided.saturating_add(self.readies.elided).saturating_add(self.recvs.elided),
             sends: take(&mut self.sends.list),
-            held: take(&mut self.held.list),
-            retransmits: take(&mut self.retransmits.list),
+            held,
+            retransmits,
             readies: take(&mut self.readies.list),
             recvs: take(&mut self.recvs.list),
             gap_before: self.gap_before,

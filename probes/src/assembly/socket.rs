@@ -26,11 +26,11 @@ pub(super) struct Event {
 }
 
 impl Event {
-    /// The event without what it borrows; `None` for an announcement, which is none.
+    /// The event without what it borrows.
     #[inline]
-    pub(super) fn from_raw(event: &RawEvent<'_>) -> Option<Self> {
+    pub(super) fn from_raw(event: &RawEvent<'_>) -> Self {
         let kind = match event.kind {
-            RawKind::Announce(_) => return None,
+            RawKind::Announce(identity) => EventKind::Announce(Box::new(identity)),
             RawKind::Send { seq, len, prefix } => {
                 EventKind::Send { seq, len, found: recognise(prefix), hello: recognise_hello(prefix).map(Box::new) }
             }
@@ -53,14 +53,7 @@ impl Event {
             RawKind::Reset { received } => EventKind::Reset { received },
             RawKind::Drop { reason } => EventKind::Drop { reason },
         };
-        Some(Self {
-            counter: event.counter,
-            at: event.at,
-            tgid: event.tgid,
-            srtt: event.srtt,
-            extra: event.extra,
-            kind,
-        })
+        Self { counter: event.counter, at: event.at, tgid: event.tgid, srtt: event.srtt, extra: event.extra, kind }
     }
 }
 
@@ -72,15 +65,45 @@ const fn before_fin(seq: SeqNo, fin: bool) -> SeqNo {
 /// What happened. Ends are the data's: a FIN's number is taken off.
 #[derive(Debug)]
 pub(super) enum EventKind {
-    Send { seq: SeqNo, len: u32, found: Option<Recognised>, hello: Option<Box<TlsInfo>> },
-    Frames { seq: SeqNo, len: u32, frames: Box<OwnedFrames> },
-    Ready { end: SeqNo, copied_seq: SeqNo },
-    Recv { end: SeqNo, len: u32 },
-    State { old: TcpState, new: TcpState, write_seq: SeqNo },
-    Held { next: SeqNo, len: u32 },
-    Retransmit { seq: SeqNo },
-    Reset { received: bool },
-    Drop { reason: u32 },
+    /// Which socket it is. It has no place among the others.
+    Announce(Box<Identity>),
+    Send {
+        seq: SeqNo,
+        len: u32,
+        found: Option<Recognised>,
+        hello: Option<Box<TlsInfo>>,
+    },
+    Frames {
+        seq: SeqNo,
+        len: u32,
+        frames: Box<OwnedFrames>,
+    },
+    Ready {
+        end: SeqNo,
+        copied_seq: SeqNo,
+    },
+    Recv {
+        end: SeqNo,
+        len: u32,
+    },
+    State {
+        old: TcpState,
+        new: TcpState,
+        write_seq: SeqNo,
+    },
+    Held {
+        next: SeqNo,
+        len: u32,
+    },
+    Retransmit {
+        seq: SeqNo,
+    },
+    Reset {
+        received: bool,
+    },
+    Drop {
+        reason: u32,
+    },
 }
 
 /// How many times the usual number of instants a message may have where several requests share the socket.
@@ -185,6 +208,11 @@ impl SocketState {
         }
     }
 
+    /// True if nothing is known of it.
+    pub(super) fn is_new(&self) -> bool {
+        self.seen.is_none() && !self.order.is_waiting()
+    }
+
     pub(super) fn identify(&mut self, identity: Identity, at: MonotonicNs) {
         self.changed |= self.identity != Some(identity);
         self.identity = Some(identity);
@@ -250,7 +278,7 @@ impl SocketState {
             EventKind::Held { next, len: _ } => self.held(SeqInstant { seq: next, at: event.at }, out.limits),
             EventKind::Retransmit { seq } => self.retransmit(SeqInstant { seq, at: event.at }, out.limits),
             EventKind::Reset { received } => self.life.reset(received),
-            EventKind::Drop { .. } => {}
+            EventKind::Announce(_) | EventKind::Drop { .. } => {}
         }
     }
 
@@ -272,7 +300,7 @@ impl SocketState {
             EventKind::Held { next, len } => counting.had_taken(next.advance(len)),
             EventKind::Retransmit { .. } => counting.retransmit(at, emit),
             EventKind::Drop { reason } => counting.drop(at, out.drop_reasons.name(reason), emit),
-            EventKind::Reset { .. } => {}
+            EventKind::Announce(_) | EventKind::Reset { .. } => {}
         }
     }
 
@@ -284,7 +312,7 @@ impl SocketState {
     /// At this instant everything before its number had left, and the rest of what was sent had not.
     fn held(&mut self, until: SeqInstant, limits: &Limits) {
         if let Some(open) = self.egress.open.as_mut().filter(|o| until.seq.before(o.end)) {
-            open.held.push(until, limits.instants);
+            open.held(until, limits.instants);
         }
     }
 
@@ -292,7 +320,7 @@ impl SocketState {
         // A segment of a message that is over belongs to none: it is counted all the same.
         if let Some(open) = self.egress.open.as_mut().filter(|o| !first.seq.before(o.start) && first.seq.before(o.end))
         {
-            open.retransmits.push(first, limits.instants);
+            open.retransmit(first, limits.instants);
         }
     }
 

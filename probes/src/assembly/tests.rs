@@ -1,8 +1,10 @@
 //! What assembly makes of conversations that are written down by hand.
 
 use super::*;
-use crate::event::Extra;
-use meshdiff_model::{Content, Direction, LocalAddr, NetnsId, PeerAddr, SeqInstant, SeqNo, SeqRange, TcpState, Tgid};
+use crate::event::{Extra, RawKind};
+use meshdiff_model::{
+    Content, Direction, LocalAddr, NetnsId, PeerAddr, SeqInstant, SeqNo, SeqRange, SocketCookie, TcpState, Tgid,
+};
 
 const COOKIE: SocketCookie = SocketCookie(77);
 
@@ -220,6 +222,7 @@ fn events_out_of_order_are_put_right() {
     f.raw(1, 10, kind(10));
     f.raw(3, 30, kind(30));
     f.raw(1, 10, kind(10));
+    f.tick(35);
     assert_eq!(f.assembler.stats().late_events, 1);
     let (egress, _, all) = f.finish();
     assert_eq!(instants(&egress[0].sends), [(10, 10), (20, 20), (30, 30)]);

@@ -65,11 +65,24 @@ impl Values {
     }
 }
 
+/// Calls and bytes of the open window.
+#[derive(Debug, Default)]
+struct Sums {
+    writes: u64,
+    written: u64,
+    reads: u64,
+    read: u64,
+}
+
 /// The metrics of one socket.
 #[derive(Debug)]
 pub(crate) struct Counting {
     socket: SocketCookie,
+    /// The window that is open. What nearly every record adds to is not in it but in `end` and `sums`, until it is closed.
     open: Option<Box<SocketMetrics>>,
+    /// Its end; 0 if none is open.
+    end: MonotonicNs,
+    sums: Sums,
     /// Values for the histograms of the open window.
     pending: Values,
     /// The last write.
@@ -82,21 +95,54 @@ pub(crate) struct Counting {
 
 impl Counting {
     pub(crate) const fn new(socket: SocketCookie) -> Self {
-        Self { socket, open: None, pending: Values::new(), write: None, came: None, arrived: None }
+        let sums = Sums { writes: 0, written: 0, reads: 0, read: 0 };
+        Self {
+            socket,
+            open: None,
+            end: MonotonicNs(0),
+            sums,
+            pending: Values::new(),
+            write: None,
+            came: None,
+            arrived: None,
+        }
     }
 
-    /// The window of an instant, with what came before it handed on.
+    /// Opens the window of an instant, with what came before it handed on.
     #[inline]
-    fn window(&mut self, at: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) -> &mut SocketMetrics {
+    fn open_window(&mut self, at: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) {
         // Events of two processors can be a little out of order: what is older than the window counts in it.
-        if self.open.as_ref().is_some_and(|open| open.window_end() <= at) {
-            self.close(out);
+        if self.end <= at {
+            self.begin_window(at, out);
         }
+    }
+
+    #[cold]
+    fn begin_window(&mut self, at: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) {
+        self.close(out);
+        let row = SocketMetrics::at(self.socket, at);
+        self.end = row.window_end();
+        self.open = Some(Box::new(row));
+    }
+
+    /// The window of an instant, for what is rare.
+    fn window(&mut self, at: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) -> &mut SocketMetrics {
+        self.open_window(at, out);
         self.open.get_or_insert_with(|| Box::new(SocketMetrics::at(self.socket, at)))
+    }
+
+    /// The beginning of the open window; of none where none is open.
+    #[inline]
+    fn begin(&self) -> MonotonicNs {
+        MonotonicNs(self.end.0.saturating_sub(SocketMetrics::WINDOW.0.unsigned_abs()))
     }
 
     fn close(&mut self, out: &mut impl FnMut(SocketMetrics)) {
         let Some(mut row) = self.open.take() else { return };
+        self.end = MonotonicNs(0);
+        let sums = std::mem::take(&mut self.sums);
+        (row.write.calls, row.write.bytes) = (sums.writes, sums.written);
+        (row.read.calls, row.read.bytes) = (sums.reads, sums.read);
         self.pending.flush(&mut row);
         if !row.is_empty() {
             out(*row);
@@ -114,12 +160,12 @@ impl Counting {
         out: &mut impl FnMut(SocketMetrics),
     ) {
         self.taken_until(seq);
-        let row = self.window(at, out);
-        row.write.calls += 1;
-        row.write.bytes += u64::from(len);
-        self.write = Some(Write { window: row.window_start, seq, len });
-        if let (Some(srtt), Some(row)) = (srtt, &mut self.open) {
-            self.pending.rtt.record(srtt, &mut row.rtt);
+        self.open_window(at, out);
+        self.sums.writes += 1;
+        self.sums.written += u64::from(len);
+        self.write = Some(Write { window: self.begin(), seq, len });
+        if let Some(srtt) = srtt {
+            self.pending.rtt.record(srtt, || self.open.as_mut().map(|row| &mut row.rtt));
         }
     }
 
@@ -127,15 +173,18 @@ impl Counting {
     /// already it is left at that.)
     #[inline]
     pub(crate) fn taken_until(&mut self, seq: SeqNo) {
+        let window = self.begin();
         let Some(write) = &mut self.write else { return };
         let taken = write.seq.distance(seq);
         let Ok(taken) = u32::try_from(taken) else { return };
         let Some(too_many) = write.len.checked_sub(taken).filter(|n| *n > 0) else { return };
-        let Some(row) = self.open.as_mut().filter(|row| row.window_start == write.window) else { return };
-        row.write.bytes = row.write.bytes.saturating_sub(u64::from(too_many));
+        if self.open.is_none() || window != write.window {
+            return;
+        }
+        self.sums.written = self.sums.written.saturating_sub(u64::from(too_many));
         write.len = taken;
         if taken == 0 {
-            row.write.calls = row.write.calls.saturating_sub(1);
+            self.sums.writes = self.sums.writes.saturating_sub(1);
             self.write = None;
         }
     }
@@ -154,15 +203,13 @@ impl Counting {
     pub(crate) fn write_took(&mut self, took: DurationNs, out: &mut impl FnMut(SocketMetrics)) {
         // Without its beginning it is no write that was counted.
         let Some(write) = self.write else { return };
-        match &mut self.open {
-            Some(row) if row.window_start == write.window => {
-                self.pending.write.record(took, row.write.duration.get_or_insert_default());
-            }
-            _ => {
-                let mut late = SocketMetrics::at(self.socket, write.window);
-                late.write.record_duration(took, None);
-                out(late);
-            }
+        if self.open.is_some() && self.begin() == write.window {
+            let row = self.open.as_mut();
+            self.pending.write.record(took, || row.map(|row| row.write.duration.get_or_insert_default()));
+        } else {
+            let mut late = SocketMetrics::at(self.socket, write.window);
+            late.write.record_duration(took, None);
+            out(late);
         }
     }
 
@@ -192,12 +239,13 @@ impl Counting {
             let began = DurationNs(took.0) - (read.at - came);
             DurationNs(began.0.clamp(0, took.0.max(0)))
         });
-        let row = self.window(read.at, out);
-        row.read.calls += 1;
-        row.read.bytes += u64::from(read.len);
-        if let (Some((took, wait)), Some(row)) = (read.took.zip(wait), &mut self.open) {
-            self.pending.read.record(took, row.read.duration.get_or_insert_default());
-            self.pending.wait.record(wait, row.read.wait.get_or_insert_default());
+        self.open_window(read.at, out);
+        self.sums.reads += 1;
+        self.sums.read += u64::from(read.len);
+        if let Some((took, wait)) = read.took.zip(wait) {
+            let row = &mut self.open;
+            self.pending.read.record(took, || row.as_mut().map(|row| row.read.duration.get_or_insert_default()));
+            self.pending.wait.record(wait, || row.as_mut().map(|row| row.read.wait.get_or_insert_default()));
         }
     }
 
@@ -225,7 +273,7 @@ impl Counting {
 
     /// Closes the window if it is over.
     pub(crate) fn tick(&mut self, now: MonotonicNs, out: &mut impl FnMut(SocketMetrics)) {
-        if self.open.as_ref().is_some_and(|row| row.window_end().offset(GRACE) <= now) {
+        if self.end.offset(GRACE) <= now {
             self.close(out);
         }
     }

@@ -6,7 +6,7 @@ use crate::damage::PartError;
 use crate::table::Table;
 use crate::view::{Interner, View};
 use arrow::datatypes::{UInt16Type, UInt32Type, UInt64Type};
-use meshdiff_model::{Content, Message, SeqNo, SeqRange, SocketCookie};
+use meshdiff_model::{Content, Instants, Message, SeqNo, SeqRange, SocketCookie};
 
 const UNKNOWN: &str = "unknown";
 const REQUEST: &str = "http1_request";
@@ -106,8 +106,8 @@ impl Row for Message {
                 sends: sends.get(i)?,
                 readies: readies.get(i)?,
                 recvs: recvs.get(i)?,
-                held: held.as_ref().map_or(Ok(Vec::new()), |list| list.get(i))?,
-                retransmits: retransmits.as_ref().map_or(Ok(Vec::new()), |list| list.get(i))?,
+                held: held.as_ref().map_or(Ok(Instants::new()), |list| list.get(i))?,
+                retransmits: retransmits.as_ref().map_or(Ok(Instants::new()), |list| list.get(i))?,
                 elided: elided.get(i)?,
                 gap_before: gap_before.get(i)?,
                 content: match content.get(i)? {

@@ -49,16 +49,16 @@ pub(crate) fn message(i: u64) -> Message {
     let len = 60 + u32::try_from(noise(i) % 900).expect("small");
     let seq = SeqRange::of(start, len);
     let egress = i.is_multiple_of(2);
-    let of = |seq, n| vec![SeqInstant { seq, at: at(n) }];
+    let of = |seq, n| Instants::from(vec![SeqInstant { seq, at: at(n) }]);
     Message {
         socket: SocketCookie(cookie),
         direction: if egress { Direction::Egress } else { Direction::Ingress },
         seq,
-        sends: if egress { of(seq.start, 0) } else { vec![] },
-        readies: if egress { vec![] } else { of(seq.end, 1) },
-        recvs: if egress { vec![] } else { of(seq.end, 2) },
-        held: vec![],
-        retransmits: vec![],
+        sends: if egress { of(seq.start, 0) } else { Instants::new() },
+        readies: if egress { Instants::new() } else { of(seq.end, 1) },
+        recvs: if egress { Instants::new() } else { of(seq.end, 2) },
+        held: Instants::new(),
+        retransmits: Instants::new(),
         elided: 0,
         gap_before: false,
         content: match i % 8 {
@@ -116,7 +116,7 @@ pub(crate) fn access_log(i: u64) -> HopSide {
         ),
         route_name: Some("default".into()),
         upstream_request_attempt_count: Some(1),
-        response_flags: vec![],
+        response_flags: Instants::new(),
         request_id: Some(RequestId(id.clone())),
         stream_id: Some(id),
         method: Some("GET".into()),
