@@ -1,12 +1,12 @@
 //! From the graph to attributed requests.
 
-use crate::attribute::{attribute, coverage};
-use crate::request::{AttributedRequest, SocketRef};
+use crate::attribute::{attribute, attribute_server, coverage};
+use crate::request::{AttributedRequest, SocketRef, Try};
 use crate::rollup;
 use meshdiff_graph::{Directory, MeshGraph};
 use meshdiff_model::{
-    AttributionError, ClockAnchor, Content, Detail, DurationNs, HopProtocol, JoinedHop, Link, Segment, WallTime,
-    Workload,
+    AttributionError, ClockAnchor, Content, Detail, DurationNs, HopProtocol, HopSide, JoinedHop, Link, Segment,
+    SocketCookie, WallTime, Workload,
 };
 
 /// Attributes every hop of a graph, in order of start. Hops whose evidence makes them end before they begin are left out;
@@ -72,10 +72,7 @@ fn request(
         .collect();
     response_flags.sort();
     response_flags.dedup();
-    let sockets = hop.sockets.map(|cookie| {
-        let socket = mesh.socket(cookie?)?;
-        Some(SocketRef { cookie: socket.cookie, local: socket.local, remote: socket.remote })
-    });
+    let sockets = hop.sockets.map(|cookie| socket(mesh, cookie));
     let id = match (hop.sockets.iter().flatten().next(), start_monotonic) {
         (Some(cookie), Some(at)) => format!("{:x}-{:x}", cookie.0, at.0),
         _ => format!("als-{index:x}"),
@@ -89,6 +86,8 @@ fn request(
         response_code: seen_status.or_else(|| log.and_then(|l| l.response_code)),
         response_flags,
         attempts: hop.client_log.as_ref().and_then(|l| l.upstream_request_attempt_count),
+        tries: tries(mesh, hop),
+        grpc_status: frames.and_then(|f| f.grpc_status),
         client,
         server,
         start,
@@ -104,6 +103,47 @@ fn request(
         parent: None,
         children: Vec::new(),
     })
+}
+
+fn socket(mesh: &MeshGraph, cookie: Option<SocketCookie>) -> Option<SocketRef> {
+    let socket = mesh.socket(cookie?)?;
+    Some(SocketRef { cookie: socket.cookie, local: socket.local, remote: socket.remote })
+}
+
+/// Every attempt at a request, if there were several and all are known.
+fn tries(mesh: &MeshGraph, hop: &JoinedHop) -> Vec<Try> {
+    if hop.attempts.is_empty() {
+        return Vec::new();
+    }
+    let one = |of: &JoinedHop, router: Option<&HopSide>, answered, began, ended| {
+        let [_, _, s3, s4, s5, s6] = of.sockets;
+        let [_, request @ ..] = of.request;
+        let [_, response @ ..] = of.response;
+        let server = of.server_log.as_deref();
+        let log = router.or(of.client_log.as_deref());
+        let host = log.and_then(|l| l.upstream_remote_address).map(|a| a.to_string());
+        let there = s3.and_then(|s3| mesh.socket(s3)).map(|s| s.remote.to_string());
+        Try {
+            address: host.or(there),
+            // Of what its router did not log, the server's sidecar says what it answered.
+            response_code: log.or(server).and_then(|l| l.response_code).filter(|code| *code != 0),
+            response_flags: log.or(server).map(|l| l.response_flags.clone()).unwrap_or_default(),
+            answered,
+            began,
+            ended,
+            server: attribute_server(of),
+            reason: of.server_half.reason(),
+            sockets: [s3, s4, s5, s6].map(|cookie| socket(mesh, cookie)),
+            request_crossings: request,
+            response_crossings: response,
+        }
+    };
+    let ended = hop.response_on(Link::Network).ready.or(hop.abandoned[0]);
+    let last = one(hop, hop.router_logs[0].as_deref(), true, hop.attempt_began(), ended);
+    let mut all: Vec<Try> = hop.attempts.iter().map(|a| one(&a.hop, None, false, a.began, a.ended)).collect();
+    let place = all.iter().position(|a| a.began > last.began).unwrap_or(all.len());
+    all.insert(place, last);
+    all
 }
 
 /// Adds to both ends what the logs say beyond who they are.

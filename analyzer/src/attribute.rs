@@ -6,6 +6,7 @@
 mod body;
 mod gave_up;
 mod hindrance;
+mod marks;
 mod waits;
 mod way;
 
@@ -65,37 +66,32 @@ fn client_proxy(
 ) -> AttributionBuilder {
     let (request, response) = (hop.request_on(Link::Network), hop.response_on(Link::Network));
     if matches!(hop.server_half, JoinOutcome::Unmatched(UnmatchedReason::LocalReply)) {
-        let split = split.add(Segment::ClientSidecar, back - there, Evidence::Kernel);
-        return waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, Some(back), None);
+        return answered_by_client_proxy(split, hop, there, back);
     }
     let (Some(sent), Some(answered)) = (request.send, response.ready) else {
+        if let (Some(sent), Some(end)) = (request.send, hop.abandoned[0]) {
+            let (split, first) = until_sent(split, hop, there, sent);
+            let split = split.add(Segment::ClientSidecar, back - end, Evidence::Kernel);
+            let split = waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, first, None);
+            return gave_up::beyond_client_proxy(split, hop, sent, end);
+        }
         return match &hop.client_log {
             Some(log) => {
-                let split = proxy_by_log(split, log, back - there, Segment::ClientSidecar, |split, inner| {
+                let split = proxy_by_log(split, hop, log, back - there, Segment::ClientSidecar, |split, inner| {
                     server_by_log(split, hop, inner)
                 });
                 // Envoy counts from where it had read the request.
                 let read = hop.request_on(Link::ClientLoopback).recv;
-                let sent = read.zip(log.timings.time_to_first_upstream_tx_byte).map(|(at, mark)| at.offset(mark));
+                let sent = read.zip(marks::first_sent(hop)).map(|(at, mark)| at.offset(mark));
                 waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, sent, None)
             }
             None => split,
         };
     };
-    let mut out = sent - there;
-    let mut split = split;
-    if retried(hop) {
-        // The log names the last attempt's socket only: what came before it cannot be told apart.
-        split = split.add(Segment::Unattributed, out, Evidence::Bound);
-        out = DurationNs::ZERO;
-    } else if let Some((start, end)) = hop.connection_setup {
-        split = split.add(Segment::ConnectionSetup, end - start, Evidence::Kernel);
-        out = out - (end - start);
-    }
-    split = split.add(Segment::ClientSidecar, out + (back - answered), Evidence::Kernel);
-    let by_proxy = (!retried(hop)).then_some(sent);
+    let (split, first) = until_sent(split, hop, there, sent);
+    let split = split.add(Segment::ClientSidecar, back - answered, Evidence::Kernel);
     let answer = Some((response, back));
-    split = waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, by_proxy, answer);
+    let split = waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, first, answer);
     let round_trip = answered - sent;
     match (request.ready, response.send) {
         (Some(there), Some(back)) => {
@@ -107,6 +103,63 @@ fn client_proxy(
     }
 }
 
+/// From the request ready at S2 to it sent on S3, with what the attempts before took; and when the first one was sent, if that is known.
+fn until_sent(
+    split: AttributionBuilder,
+    hop: &JoinedHop,
+    there: MonotonicNs,
+    sent: MonotonicNs,
+) -> (AttributionBuilder, Option<MonotonicNs>) {
+    let first = if hop.is_retried() { hop.first_attempt() } else { Some(sent) };
+    let Some(first) = first else {
+        // The log names the last attempt's socket only: what came before it cannot be told apart.
+        return (split.add(Segment::Unattributed, sent - there, Evidence::Bound), None);
+    };
+    let (split, setup) = connection_setup(split, hop);
+    let split = split.add(Segment::ClientSidecar, (first - there) - setup, Evidence::Kernel);
+    // Of hedges the first can be the one that is answered.
+    let retry = sent - first;
+    (if retry.0 > 0 { split.add(Segment::Retry, retry, Evidence::Kernel) } else { split }, Some(first))
+}
+
+/// From the request ready at S2 to the response that the client's proxy made by itself sent there.
+fn answered_by_client_proxy(
+    split: AttributionBuilder,
+    hop: &JoinedHop,
+    there: MonotonicNs,
+    back: MonotonicNs,
+) -> AttributionBuilder {
+    let (mut own, mut split) = (back - there, split);
+    if hop.is_retried() {
+        let (Some(first), Some(last)) = (hop.first_attempt(), hop.attempt_began()) else {
+            return split.add(Segment::Unattributed, own, Evidence::Bound);
+        };
+        if last > first {
+            split = split.add(Segment::Retry, last - first, Evidence::Kernel);
+            own = own - (last - first);
+        }
+    }
+    let (split, setup) = connection_setup(split, hop);
+    let split = split.add(Segment::ClientSidecar, own - setup, Evidence::Kernel);
+    let end = hop.first_attempt().filter(|_| hop.is_retried()).unwrap_or(back);
+    waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, Some(end), None)
+}
+
+/// S3's set-up, if the request waited for it, and how long it took.
+fn connection_setup(split: AttributionBuilder, hop: &JoinedHop) -> (AttributionBuilder, DurationNs) {
+    let Some((start, end)) = hop.connection_setup else { return (split, DurationNs::ZERO) };
+    let split = split.add(Segment::ConnectionSetup, end - start, Evidence::Kernel);
+    // A connect in vain was nothing else.
+    let connected = hop.connected.unwrap_or(end).min(end).max(start);
+    let split = split.detail(Segment::ConnectionSetup, Detail::Connect, connected - start);
+    let split = if end > connected && hop.connected.is_some() {
+        split.detail(Segment::ConnectionSetup, Detail::Tls, end - connected)
+    } else {
+        split
+    };
+    (split, end - start)
+}
+
 /// From the request ready at S4 to the response sent on S4.
 fn server_proxy(
     split: AttributionBuilder,
@@ -116,12 +169,17 @@ fn server_proxy(
 ) -> AttributionBuilder {
     let (request, response) = (hop.request_on(Link::ServerLoopback), hop.response_on(Link::ServerLoopback));
     let Some(log) = &hop.server_log else { return split };
-    if log.upstream_local_address.is_none() && log.upstream_remote_address.is_none() {
+    if log.answered_by_itself() {
         let split = split.add(Segment::ServerSidecar, back - there, Evidence::Kernel);
         return waits::of_proxy(split, hop, Segment::ServerSidecar, Link::Network, Some(back), None);
     }
     let (Some(sent), Some(answered)) = (request.send, response.ready) else {
-        return proxy_by_log(split, log, back - there, Segment::ServerSidecar, |split, inner| {
+        if let (Some(sent), Some(end)) = (request.send, hop.abandoned[1]) {
+            let split = split.add(Segment::ServerSidecar, (sent - there) + (back - end), Evidence::Kernel);
+            let split = waits::of_proxy(split, hop, Segment::ServerSidecar, Link::Network, Some(sent), None);
+            return gave_up::beyond_server_proxy(split, hop, sent, end);
+        }
+        return proxy_by_log(split, hop, log, back - there, Segment::ServerSidecar, |split, inner| {
             split.add(Segment::ServerApp, inner, Evidence::Bound)
         });
     };
@@ -165,15 +223,37 @@ fn server_app(
 /// the proxy, between it is whatever `inner` makes of it.
 fn proxy_by_log(
     split: AttributionBuilder,
+    hop: &JoinedHop,
     log: &HopSide,
     whole: DurationNs,
     segment: Segment,
     inner: impl FnOnce(AttributionBuilder, DurationNs) -> AttributionBuilder,
 ) -> AttributionBuilder {
-    let marks = (log.timings.time_to_first_upstream_tx_byte, log.timings.time_to_first_upstream_rx_byte);
-    let (Some(sent), Some(answered)) = marks else { return split };
+    if log.answered_by_itself() {
+        return split.add(segment, whole, Evidence::Als);
+    }
+    let Some(sent) = log.timings.time_to_first_upstream_tx_byte else { return split };
+    let retried = segment == Segment::ClientSidecar && hop.is_retried();
+    let first = if retried { marks::first_sent(hop) } else { Some(sent) };
+    let Some(answered) = log.timings.time_to_first_upstream_rx_byte else {
+        // No answer came: what is beyond, and what was done about it, is not told apart.
+        return match first {
+            Some(first) => split.add(segment, first.min(whole), Evidence::Bound),
+            None => split,
+        };
+    };
     let beyond = answered - sent;
-    inner(split.add(segment, whole - beyond, Evidence::Als), beyond)
+    let split = match first {
+        Some(first) => {
+            let retry = sent - first;
+            let split = split.add(segment, whole - beyond - retry, Evidence::Als);
+            if retry.0 > 0 { split.add(Segment::Retry, retry, Evidence::Als) } else { split }
+        }
+        None => {
+            split.add(Segment::Unattributed, sent, Evidence::Bound).add(segment, whole - beyond - sent, Evidence::Als)
+        }
+    };
+    inner(split, beyond)
 }
 
 /// Splits what lies between the client sidecar's request and its response by the server's log.
@@ -189,7 +269,7 @@ fn server_by_log(split: AttributionBuilder, hop: &JoinedHop, round_trip: Duratio
         let split = split.add(Segment::ServerSidecar, served - (answered - sent), Evidence::Als);
         return beyond_server_proxy(split, hop, sent, answered);
     }
-    proxy_by_log(split, log, served, Segment::ServerSidecar, |split, inner| {
+    proxy_by_log(split, hop, log, served, Segment::ServerSidecar, |split, inner| {
         split.add(Segment::ServerApp, inner, Evidence::Bound)
     })
 }
@@ -207,19 +287,29 @@ fn by_logs(hop: &JoinedHop) -> Result<(Attribution, Vantage), AttributionError> 
         split = split.add(Segment::Transfer, total - head, Evidence::Als);
     }
     split = if hop.client_log.is_none() {
-        proxy_by_log(split, log, head, Segment::ServerSidecar, |split, inner| {
+        proxy_by_log(split, hop, log, head, Segment::ServerSidecar, |split, inner| {
             split.add(Segment::ServerApp, inner, Evidence::Bound)
         })
     } else if matches!(hop.server_half, JoinOutcome::Unmatched(UnmatchedReason::LocalReply)) {
         split.add(Segment::ClientSidecar, head, Evidence::Als)
     } else {
-        proxy_by_log(split, log, head, Segment::ClientSidecar, |split, inner| server_by_log(split, hop, inner))
+        proxy_by_log(split, hop, log, head, Segment::ClientSidecar, |split, inner| server_by_log(split, hop, inner))
     };
     Ok((split.rest_unattributed().build()?, Vantage::Als))
 }
 
-fn retried(hop: &JoinedHop) -> bool {
-    hop.client_log.as_ref().and_then(|l| l.upstream_request_attempt_count).is_some_and(|n| n > 1)
+/// True if nothing is missing of what was tried before the attempt that was answered: all of it was seen, or, where the connections
+/// between the sidecars are shared, logged.
+fn retries_known(hop: &JoinedHop) -> bool {
+    !hop.is_retried() || hop.first_attempt().is_some() || (hop.network_by_log && marks::first_sent(hop).is_some())
+}
+
+/// The split of the server's half of an attempt alone, from the request ready at S4 to the response sent there; `None` if it was not
+/// seen.
+#[must_use]
+pub(crate) fn attribute_server(hop: &JoinedHop) -> Option<Attribution> {
+    let (there, back) = (hop.request_on(Link::Network).ready?, hop.response_on(Link::Network).send?);
+    server_proxy(Attribution::of(back - there), hop, there, back).rest_unattributed().build().ok()
 }
 
 /// How much of a hop was seen, and in which row it counts.
@@ -227,7 +317,9 @@ fn retried(hop: &JoinedHop) -> bool {
 pub fn coverage(hop: &JoinedHop) -> RequestCoverage {
     let halves = Sides::of(hop.client_log.is_some(), hop.server_log.is_some());
     let seen = |link: Link| hop.request_on(link).send.is_some() && hop.response_on(link).send.is_some();
-    let kernel = Sides::of(seen(Link::ClientLoopback), seen(Link::ServerLoopback));
+    let (came, left) = (hop.request_on(Link::ClientLoopback).ready, hop.response_on(Link::ClientLoopback).send);
+    let at_gateway = hop.begins_at_gateway() && came.is_some() && left.is_some();
+    let kernel = Sides::of(seen(Link::ClientLoopback) || at_gateway, seen(Link::ServerLoopback));
     let local = matches!(hop.server_half, JoinOutcome::Unmatched(UnmatchedReason::LocalReply));
     let client_whole = matches!(hop.client_half, JoinOutcome::Matched(()));
     let server_whole = local || matches!(hop.server_half, JoinOutcome::Matched(()));
@@ -237,7 +329,7 @@ pub fn coverage(hop: &JoinedHop) -> RequestCoverage {
         (CoverageClass::Ambiguous, doubt.reason())
     } else if halves == Sides::None {
         (CoverageClass::Unmatched, first_reason())
-    } else if client_whole && server_whole && retried(hop) {
+    } else if client_whole && server_whole && !retries_known(hop) {
         (CoverageClass::PartialClient, Some(UnmatchedReason::Retried.as_str()))
     } else if client_whole && server_whole {
         // All sockets were seen; what is between S3 and S4 the logs tell.

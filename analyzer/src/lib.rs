@@ -24,5 +24,5 @@ pub use report::{
     Coverage, Distribution, Finding, HopSummary, Level, NearQuantile, Part, PartKind, Place, Report, SegmentStats,
     Verdict,
 };
-pub use request::{AttributedRequest, CoverageClass, RequestCoverage, Sides, SocketRef, Vantage};
+pub use request::{AttributedRequest, CoverageClass, RequestCoverage, Sides, SocketRef, Try, Vantage};
 pub use stats::Sample;

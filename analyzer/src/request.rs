@@ -117,6 +117,33 @@ pub struct SocketRef {
     pub remote: PeerAddr,
 }
 
+/// One attempt at a request that was made more than once, or beside another one.
+#[derive(Clone, Debug)]
+pub struct Try {
+    /// The upstream host; `None` if none was chosen, or nobody tells.
+    pub address: Option<String>,
+    /// What came of it, where the router logs attempts or the server's sidecar was heard.
+    pub response_code: Option<u16>,
+    /// Envoy's flags for it, sorted.
+    pub response_flags: Vec<Arc<str>>,
+    /// True if the client's response is this attempt's.
+    pub answered: bool,
+    /// Its first byte was sent on S3, or S3 began to connect in vain.
+    pub began: Option<MonotonicNs>,
+    /// The client's sidecar was done with it.
+    pub ended: Option<MonotonicNs>,
+    /// The split of the server's half, from the request ready at S4 to the response sent there.
+    pub server: Option<Attribution>,
+    /// Why there is none, by the names of `UnmatchedReason` and `AmbiguityReason`.
+    pub reason: Option<&'static str>,
+    /// S3 to S6, as far as they were found.
+    pub sockets: [Option<SocketRef>; 4],
+    /// The request's way over network and server loopback.
+    pub request_crossings: [Crossing; 2],
+    /// The response's way over network and server loopback.
+    pub response_crossings: [Crossing; 2],
+}
+
 /// One request that a client sent, with its time split as far as it was measured.
 #[derive(Clone, Debug)]
 pub struct AttributedRequest {
@@ -136,6 +163,10 @@ pub struct AttributedRequest {
     pub response_flags: Vec<Arc<str>>,
     /// Attempts upstream, where Envoy says.
     pub attempts: Option<u32>,
+    /// Each of them, if there are several and all are known, in order of their beginning.
+    pub tries: Vec<Try>,
+    /// gRPC's own status, where the frames tell it.
+    pub grpc_status: Option<u16>,
     /// Who called.
     pub client: Workload,
     /// Who was called.

@@ -174,6 +174,8 @@ mod tests {
             response_code: Some(200),
             response_flags: vec![],
             attempts: Some(1),
+            tries: vec![],
+            grpc_status: None,
             client: named(client),
             server: named(server),
             start: WallTime(0),

@@ -12,7 +12,7 @@ use meshdiff_analyzer::{CoverageClass, ReportInput, attribute, attribute_all, co
 use meshdiff_model::{Attribution, DurationNs, Evidence, Segment};
 use proptest::prelude::*;
 use std::collections::HashMap;
-use world::{Config, Moved, TrueCrossing, TrueRequest, World, record};
+use world::{Config, Moved, TrueAttempt, TrueCrossing, TrueRequest, World, record};
 
 fn config() -> impl Strategy<Value = Config> {
     let traffic = (any::<u64>(), 1usize..12, 20usize..120, 1usize..6, any::<bool>());
@@ -47,19 +47,25 @@ fn between(ready: &TrueCrossing, send: &TrueCrossing) -> i64 {
     span(ready.ready, send.send)
 }
 
+/// The attempt whose response the client got.
+fn answered(r: &TrueRequest) -> &TrueAttempt {
+    r.attempts.last().expect("it was sent on")
+}
+
 /// What the segments of a request with both halves truly are; those that only a body tells apart summed up.
 fn truth(r: &TrueRequest) -> Vec<(&'static [Segment], i64)> {
     use Segment::{
-        ClientApp, ClientLoopback, ClientSidecar, ConnectionSetup, Network, ServerApp, ServerLoopback, ServerSidecar,
-        Transfer,
+        ClientApp, ClientLoopback, ClientSidecar, ConnectionSetup, Network, Retry, ServerApp, ServerLoopback,
+        ServerSidecar, Transfer,
     };
     let there = |c: &TrueCrossing| span(c.send, c.ready);
-    let attempt = &r.attempts[0];
+    let (first, attempt) = (&r.attempts[0].request[0], answered(r));
     let ([req1, req2], [resp1, resp2]) = (&attempt.request, &attempt.response);
     let (req0, resp0) = (&r.request, &r.response);
     vec![
         (&[ClientLoopback], there(req0) + there(resp0)),
-        (&[ClientSidecar, ConnectionSetup], between(req0, req1) + between(resp1, resp0)),
+        (&[ClientSidecar, ConnectionSetup], between(req0, first) + between(resp1, resp0)),
+        (&[Retry], span(first.send, req1.send)),
         (&[Network], span(req1.send, resp1.ready) - span(req1.ready, resp1.send)),
         (&[ServerSidecar], between(req1, req2) + between(resp2, resp1)),
         (&[ServerLoopback], there(req2) + there(resp2)),
@@ -105,7 +111,7 @@ impl Passage<'_> {
 
 /// Every stretch of body time belongs to whom the bytes that truly moved say; without losses only long messages leave any untold.
 fn body_time_is_the_truth(world: &World, request: &TrueRequest, split: &Attribution, lossless: bool) {
-    let attempt = &request.attempts[0];
+    let attempt = answered(request);
     let (s1, s6) = (&world.moved[&request.sockets[0]], &world.moved[&attempt.sockets[3]]);
     let there = Passage { from: (s1, request.bytes[0]), to: (s6, attempt.bytes[0]) };
     let back = Passage { from: (s6, attempt.bytes[1]), to: (s1, request.bytes[1]) };
@@ -161,7 +167,7 @@ proptest! {
             let (Some(socket), Some(send)) = key else { panic!("full without S1: {joined:?}") };
             let request = by_first_send[&(socket, send)];
             prop_assert_eq!(split.total().0, span(request.request.send, request.response.last_recv));
-            if request.attempts.len() == 1 {
+            if !request.attempts.is_empty() {
                 for (segments, expected) in truth(request) {
                     let sum: DurationNs = segments.iter().filter_map(|&s| split.segments().get(s)).sum();
                     prop_assert_eq!(sum.0, expected, "{:?}\n{:?}\n{:?}", segments, split, request);

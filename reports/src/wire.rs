@@ -2,7 +2,7 @@
 //! out here and not derived from the model's types.
 
 use crate::text;
-use meshdiff_analyzer::{AttributedRequest, CoverageClass, SocketRef};
+use meshdiff_analyzer::{AttributedRequest, CoverageClass, SocketRef, Try};
 use meshdiff_model::{
     Crossing, Detail, DurationNs, Evidence, HopProtocol, MonotonicNs, Segment, SegmentMap, SocketCookie, WallTime,
     Workload,
@@ -29,8 +29,12 @@ pub(crate) struct RequestLine<'a> {
     method: Option<&'a str>,
     path: Option<&'a str>,
     response_code: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grpc_status: Option<u16>,
     response_flags: &'a [std::sync::Arc<str>],
     attempts: Option<u32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tries: Vec<TryLine<'a>>,
     client: &'a Workload,
     server: &'a Workload,
     start: Rfc3339,
@@ -42,6 +46,58 @@ pub(crate) struct RequestLine<'a> {
     coverage: CoverageLine,
     #[serde(flatten)]
     instants: Option<Instants<'a>>,
+}
+
+/// One attempt of several. Instants are counted from the total's begin.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct TryLine<'a> {
+    address: Option<&'a str>,
+    response_code: Option<u16>,
+    response_flags: &'a [std::sync::Arc<str>],
+    answered: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    began_ns: Option<DurationNs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_ns: Option<DurationNs>,
+    /// From the end of the attempt before; negative if that was still under way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wait_ns: Option<DurationNs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<ServerHalf<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sockets: Option<Sockets<'a>>,
+}
+
+/// The server's half of an attempt.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ServerHalf<'a> {
+    total_ns: DurationNs,
+    segments: &'a SegmentMap,
+}
+
+fn try_lines(r: &AttributedRequest, instants: bool) -> Vec<TryLine<'_>> {
+    let since = |at: Option<MonotonicNs>| Some(at? - r.start_monotonic?);
+    let line = |i: usize| {
+        let one: &Try = &r.tries[i];
+        let before = i.checked_sub(1).and_then(|b| r.tries[b].ended);
+        TryLine {
+            address: one.address.as_deref(),
+            response_code: one.response_code,
+            response_flags: &one.response_flags,
+            answered: one.answered,
+            began_ns: since(one.began),
+            ended_ns: since(one.ended),
+            wait_ns: one.began.zip(before).map(|(began, before)| began - before),
+            server: one.server.as_ref().map(|split| ServerHalf { total_ns: split.total(), segments: split.segments() }),
+            reason: one.reason,
+            sockets: instants.then(|| Sockets(2, &one.sockets)),
+        }
+    };
+    (0..r.tries.len()).map(line).collect()
 }
 
 #[derive(Serialize)]
@@ -98,7 +154,8 @@ struct Span {
     end_ns: MonotonicNs,
 }
 
-struct Sockets<'a>(&'a [Option<SocketRef>; 6]);
+/// Sockets of a request's way, from the one with this index on.
+struct Sockets<'a>(usize, &'a [Option<SocketRef>]);
 
 impl Serialize for Sockets<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -109,7 +166,7 @@ impl Serialize for Sockets<'_> {
             cookie: SocketCookie,
         }
         const NAMES: [&str; 6] = ["s1", "s2", "s3", "s4", "s5", "s6"];
-        serializer.collect_map(NAMES.into_iter().zip(self.0).filter_map(|(name, socket)| {
+        serializer.collect_map(NAMES.into_iter().skip(self.0).zip(self.1).filter_map(|(name, socket)| {
             let s = socket.as_ref()?;
             Some((name, Line { local: s.local.to_string(), remote: s.remote.to_string(), cookie: s.cookie }))
         }))
@@ -172,8 +229,10 @@ impl<'a> RequestLine<'a> {
             method: r.method.as_deref(),
             path: r.path.as_deref(),
             response_code: r.response_code,
+            grpc_status: r.grpc_status,
             response_flags: &r.response_flags,
             attempts: r.attempts,
+            tries: try_lines(r, instants),
             client: &r.client,
             server: &r.server,
             start: Rfc3339(r.start),
@@ -191,7 +250,7 @@ impl<'a> RequestLine<'a> {
             },
             instants: instants.then(|| Instants {
                 start_monotonic_ns: r.start_monotonic,
-                sockets: Sockets(&r.sockets),
+                sockets: Sockets(0, &r.sockets),
                 crossings: Crossings {
                     request: Links::of(&r.request_crossings),
                     response: Links::of(&r.response_crossings),

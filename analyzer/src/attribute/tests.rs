@@ -1,6 +1,6 @@
 use super::*;
 use meshdiff_model::{
-    AccessLogType, Content, Crossing, Flows, HopProtocol, HopTimings, NodeId, Side, SocketCookie, UpstreamLocalAddr,
+    AccessLogType, Attempt, Crossing, HopProtocol, HopTimings, NodeId, Side, SocketCookie, UpstreamLocalAddr,
     UpstreamRemoteAddr, WallTime,
 };
 use proptest::prelude::*;
@@ -8,11 +8,7 @@ use std::sync::Arc;
 
 fn log(side: Side, marks: [i64; 4]) -> Arc<HopSide> {
     Arc::new(HopSide {
-        node: NodeId("sidecar~10.0.0.1~a.default~x".into()),
         side: Some(side),
-        protocol: HopProtocol::Http11,
-        access_log_type: AccessLogType::DownstreamEnd,
-        start_time: WallTime(0),
         timings: HopTimings {
             time_to_first_upstream_tx_byte: Some(DurationNs(marks[0])),
             time_to_first_upstream_rx_byte: Some(DurationNs(marks[1])),
@@ -20,27 +16,16 @@ fn log(side: Side, marks: [i64; 4]) -> Arc<HopSide> {
             time_to_last_downstream_tx_byte: Some(DurationNs(marks[3])),
             ..HopTimings::default()
         },
-        downstream_direct_remote_address: None,
-        downstream_remote_address: None,
-        downstream_local_address: None,
         upstream_local_address: Some(UpstreamLocalAddr("10.0.0.1:4".parse().expect("address"))),
         upstream_remote_address: Some(UpstreamRemoteAddr("10.0.0.2:9080".parse().expect("address"))),
-        upstream_cluster: None,
-        route_name: None,
         upstream_request_attempt_count: Some(1),
-        response_flags: vec![],
-        request_id: None,
-        stream_id: None,
-        method: None,
-        authority: None,
-        path: None,
         response_code: Some(200),
-        response_code_details: None,
-        request_body_bytes: 0,
-        response_body_bytes: 0,
-        tls_sni_hostname: None,
-        downstream_tls: false,
-        details: meshdiff_model::HopDetails::default(),
+        ..HopSide::bare(
+            NodeId("sidecar~10.0.0.1~a.default~x".into()),
+            HopProtocol::Http11,
+            AccessLogType::DownstreamEnd,
+            WallTime(0),
+        )
     })
 }
 
@@ -71,16 +56,7 @@ pub(super) fn hop(gaps: &[u64; 13]) -> JoinedHop {
         sockets: std::array::from_fn(|i| Some(SocketCookie(i as u64))),
         request: [cross(0, 1), cross(2, 3), cross(4, 5)],
         response,
-        flows: Flows::default(),
-        gave_up: None,
-        http2: None,
-        network_by_log: false,
-        connection_setup: None,
-        request_content: Content::Unknown,
-        response_content: Content::Unknown,
-        client_connect: None,
-        client_half: JoinOutcome::Matched(()),
-        server_half: JoinOutcome::Matched(()),
+        ..JoinedHop::empty(JoinOutcome::Matched(()), JoinOutcome::Matched(()))
     }
 }
 
@@ -134,6 +110,37 @@ fn a_retry_is_not_charged_to_the_sidecar() {
     assert_eq!(a.segments().get(Segment::ClientSidecar), Some(DurationNs(10)));
     assert_eq!(a.segments().get(Segment::Unattributed), Some(DurationNs(5_000)));
     assert!(!coverage(&hop).is_full());
+
+    // With its first attempt known, sent 40 ns after the request was ready, all is.
+    let mut other = JoinedHop::empty(JoinOutcome::Matched(()), JoinOutcome::Unmatched(UnmatchedReason::LocalReply));
+    let began = Some(MonotonicNs(1_000_050));
+    other.request[1].send = began;
+    hop.attempts = vec![Attempt { hop: other, began, ended: None }];
+    let (a, _) = attribute(&hop).expect("telescopes");
+    assert_eq!(a.segments().get(Segment::ClientSidecar), Some(DurationNs(40 + 10)));
+    assert_eq!(a.segments().get(Segment::Retry), Some(DurationNs(5_000 - 40)));
+    assert_eq!(a.segments().get(Segment::Unattributed), None);
+    assert!(coverage(&hop).is_full());
+}
+
+#[test]
+fn what_was_given_up_counts_until_then() {
+    let mut hop = hop(&[0, 10, 100, 10, 10, 10, 700, 10, 10, 10, 10, 10, 10]);
+    let sent = hop.request[1].send.expect("set");
+    // The server still worked when the client's proxy ended S3, 300 ns after it had sent the request, and answered 504 at 800.
+    hop.response[1] = Crossing::default();
+    hop.response[2] = Crossing::default();
+    hop.abandoned[0] = Some(sent.offset(DurationNs(300)));
+    let back = hop.response[0].send.expect("set");
+    let (a, vantage) = attribute(&hop).expect("telescopes");
+    assert_eq!(vantage, Vantage::App);
+    let get = |s| a.segments().get(s).map(|d| d.0);
+    assert_eq!(get(Segment::Network), Some(10));
+    assert_eq!(get(Segment::ServerSidecar), Some(10));
+    assert_eq!(get(Segment::ServerLoopback), Some(10));
+    assert_eq!(get(Segment::ServerApp), Some(300 - 30));
+    assert_eq!(get(Segment::ClientSidecar), Some(100 + (back - sent).0 - 300));
+    assert_eq!(get(Segment::Unattributed), None);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! never overlap.
 
 use super::hindrance::Hindrances;
+use super::marks::Words;
 use meshdiff_model::{AttributionBuilder, Crossing, Detail, DurationNs, Flow, JoinedHop, Link, MonotonicNs, Segment};
 
 /// How a proxy's time is filled whose filter waits for the body: what follows the body's end is at most this share of the wait. The head
@@ -22,6 +23,7 @@ pub(super) fn of_proxy(
     let request = hop.request_on(downstream);
     let mut queued = Some(DurationNs::ZERO);
     let mut split = split;
+    let words = Words::of(hop, downstream);
     if let (Some(sent), Some(ready)) = (sent, request.ready) {
         // A connection's set-up is another segment: nothing of the proxy's lies within or after it.
         let setup = hop.connection_setup.filter(|_| downstream == Link::ClientLoopback);
@@ -33,18 +35,28 @@ pub(super) fn of_proxy(
         }
         let read = request.recv.map(|read| within(read).max(free));
         queued = read.map(|read| read - free);
+        let mut awaited = DurationNs::ZERO;
         if let (Some(read), Some(whole), None) = (read, request.last_recv, setup)
             && request.last_ready.is_some_and(|last| last > ready)
             && whole > read
             && whole <= sent
             && (sent - whole).0.saturating_mul(PROMPTLY) <= (whole - read).0
         {
-            split = split.detail(segment, Detail::AwaitBody, whole - read);
+            awaited = whole - read;
+            split = split.detail(segment, Detail::AwaitBody, awaited);
+        }
+        if let (Some(words), Some(read)) = (words, read) {
+            // On which connection it went on, only where it was the first attempt.
+            let onward = hop.free_since[downstream as usize + 1].filter(|_| !hop.is_retried());
+            split = words.with_request(split, segment, (read, sent), setup, awaited, onward);
         }
     }
     if let Some((response, back)) = response {
         let waited = response.ready.zip(response.recv).map(|(ready, read)| read.min(back).max(ready) - ready);
         queued = queued.zip(waited).map(|(a, b)| a + b);
+        if let (Some(words), Some(ready), Some(read)) = (words, response.ready, response.recv) {
+            split = words.with_response(split, segment, (read.min(back).max(ready), back));
+        }
     }
     match queued {
         Some(queued) => split.detail(segment, Detail::Queue, queued),

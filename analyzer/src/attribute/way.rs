@@ -212,11 +212,9 @@ fn heads(links: &[Cow<'_, Flow>], logged: [Option<u64>; 2]) -> Option<[u64; 2]> 
 
 /// The links that the message used: Envoy may have answered by itself.
 fn links(hop: &JoinedHop) -> &'static [Link] {
-    let answered_itself =
-        |log: &meshdiff_model::HopSide| log.upstream_local_address.is_none() && log.upstream_remote_address.is_none();
-    if hop.client_log.as_ref().is_some_and(|l| answered_itself(l)) {
+    if hop.client_log.as_ref().is_some_and(|l| l.answered_by_itself()) {
         &Link::ALL[..1]
-    } else if hop.server_log.as_ref().is_some_and(|l| answered_itself(l)) {
+    } else if hop.server_log.as_ref().is_some_and(|l| l.answered_by_itself()) {
         &Link::ALL[..2]
     } else {
         &Link::ALL

@@ -21,10 +21,18 @@ pub enum Detail {
     Retransmit,
     /// Everything that is not split further.
     Other,
-    /// Sidecar: from the request's end decoded to the request encoded upstream, less connection set-up.
+    /// Sidecar: its filters. With the request, from its end decoded until the router chose a host (or, where its log of the attempt
+    /// is not there, until the request was encoded upstream, less connection set-up); with the response, from its head parsed until it was
+    /// encoded.
     Filters,
+    /// Sidecar: the router had chosen a host and waited for a connection to it that was free, less connection set-up.
+    PoolWait,
     /// Sidecar: from Envoy's encode to the kernel's send.
     Flush,
+    /// Connection set-up: TCP's handshake.
+    Connect,
+    /// Connection set-up: the TLS handshake.
+    Tls,
     /// Server application: hops that it made while it served this request.
     DownstreamCalls,
     /// Server application: between its first and its last send of the response, while all that it had sent was read.
@@ -47,6 +55,9 @@ impl Detail {
             Self::Retransmit => "retransmit",
             Self::Other => "other",
             Self::Filters => "filters",
+            Self::PoolWait => "pool_wait",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
             Self::Flush => "flush",
             Self::DownstreamCalls => "downstream_calls",
             Self::Streaming => "streaming",

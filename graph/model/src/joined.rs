@@ -39,6 +39,18 @@ pub struct Crossing {
     pub bytes: u32,
 }
 
+/// An attempt upstream that did not give the client its response: the client's sidecar made another one, before or after it.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// What is known of it: everything but the client's loopback. The client's log is the router's own entry of the attempt
+    /// (`UpstreamEnd`), where the mesh logs those.
+    pub hop: JoinedHop,
+    /// When its first byte was handed to TCP on its S3; of one that never got so far, when S3 began to connect.
+    pub began: Option<MonotonicNs>,
+    /// When the client's sidecar was done with it: the response was ready at S3, S3's end, or the connect's failure.
+    pub ended: Option<MonotonicNs>,
+}
+
 /// A request that crossed (or should have crossed) two sidecars, joined as far as the evidence goes.
 #[derive(Clone, Debug)]
 pub struct JoinedHop {
@@ -63,6 +75,18 @@ pub struct JoinedHop {
     pub network_by_log: bool,
     /// S3's connect until its TLS handshake was done, if this request waited for it: start and end.
     pub connection_setup: Option<(MonotonicNs, MonotonicNs)>,
+    /// When that connect was done and the TLS handshake could begin.
+    pub connected: Option<MonotonicNs>,
+    /// When a proxy's upstream connection (S3, S5) ended without a response, upon which the proxy answered by itself: it timed out, or
+    /// the other end closed. Nothing of the other end counts after that.
+    pub abandoned: [Option<MonotonicNs>; 2],
+    /// When the end of each connection that connected had read all of the response to the request before this one; `None` for the
+    /// first, and where several requests share a connection at once.
+    pub free_since: [Option<MonotonicNs>; 3],
+    /// The client's sidecar's other attempts, in order of their beginning.
+    pub attempts: Vec<Attempt>,
+    /// The router's own entries (`UpstreamEnd`) of the attempt that this hop tells of: of the client's sidecar, and of the server's.
+    pub router_logs: [Option<Arc<HopSide>>; 2],
     /// What the client application's first bytes were.
     pub request_content: Content,
     /// What the response's first bytes were, nearest to the client application.
@@ -77,10 +101,64 @@ pub struct JoinedHop {
 }
 
 impl JoinedHop {
+    /// A hop of which nothing is known but why.
+    #[must_use]
+    pub fn empty(client_half: JoinOutcome<()>, server_half: JoinOutcome<()>) -> Self {
+        Self {
+            client_log: None,
+            server_log: None,
+            sockets: [None; 6],
+            request: [Crossing::default(); 3],
+            response: [Crossing::default(); 3],
+            flows: Flows::default(),
+            gave_up: None,
+            http2: None,
+            network_by_log: false,
+            connection_setup: None,
+            connected: None,
+            abandoned: [None; 2],
+            free_since: [None; 3],
+            attempts: Vec::new(),
+            router_logs: [const { None }; 2],
+            request_content: Content::Unknown,
+            response_content: Content::Unknown,
+            client_connect: None,
+            client_half,
+            server_half,
+        }
+    }
     /// The request's crossing of a link.
     #[must_use]
     pub const fn request_on(&self, link: Link) -> &Crossing {
         &self.request[link as usize]
+    }
+    /// True if the client's sidecar made more attempts than the one that this hop tells of.
+    #[must_use]
+    pub fn is_retried(&self) -> bool {
+        self.client_log.as_ref().and_then(|l| l.upstream_request_attempt_count).is_some_and(|n| n > 1)
+    }
+    /// When the first attempt began, if it was retried and every attempt's beginning was seen.
+    #[must_use]
+    pub fn first_attempt(&self) -> Option<MonotonicNs> {
+        let made = self.client_log.as_ref()?.upstream_request_attempt_count?;
+        if usize::try_from(made).ok()? != self.attempts.len() + 1 {
+            return None;
+        }
+        let others = self.attempts.iter().map(|a| a.began).collect::<Option<Vec<_>>>()?;
+        others.into_iter().chain([self.attempt_began()?]).min()
+    }
+    /// When the attempt that this hop tells of began: its first byte was sent on S3, or it began to connect in vain.
+    #[must_use]
+    pub fn attempt_began(&self) -> Option<MonotonicNs> {
+        self.request_on(Link::Network).send.or_else(|| {
+            let never_sent = self.client_log.as_ref().is_some_and(|l| l.answered_by_itself());
+            self.connection_setup.filter(|_| never_sent).map(|(start, _)| start)
+        })
+    }
+    /// True if it came through a gateway from a client that was not watched: for the mesh it begins and ends at the gateway's socket.
+    #[must_use]
+    pub fn begins_at_gateway(&self) -> bool {
+        self.client_log.as_ref().is_some_and(|l| l.node.is_gateway()) && self.sockets[0].is_none()
     }
     /// The response's crossing of a link.
     #[must_use]

@@ -43,7 +43,7 @@ pub use hop_details::{HopBytes, HopDetails, HopFailure, HopTags, HopTls, Peer};
 pub use http2::{Http2Data, Http2Fields, Http2Gap, Http2Stream};
 pub use ids::{NetnsId, NodeId, RequestId, SocketCookie, Tgid};
 pub use join::{AmbiguityReason, JoinOutcome, UnmatchedReason};
-pub use joined::{Crossing, JoinedHop, Link};
+pub use joined::{Attempt, Crossing, JoinedHop, Link};
 pub use life::{Close, Closer, Errno, SocketRole};
 pub use instants::Instants;
 pub use message::{Content, Direction, Message, SeqInstant};

@@ -158,7 +158,8 @@ fn what_only_the_receiver_saw_has_a_head_only_if_it_came_at_once() {
     };
     let once = crate::samples::received(2, 0, 50, 100);
     let mut twice = once.clone();
-    twice.readies.insert(0, meshdiff_model::SeqInstant { seq: meshdiff_model::SeqNo(20), at: MonotonicNs(90) });
+    let before = meshdiff_model::SeqInstant { seq: meshdiff_model::SeqNo(20), at: MonotonicNs(90) };
+    twice.readies = [before].into_iter().chain(once.readies.iter().copied()).collect();
     assert_eq!(ready_of(&[once]), Some(MonotonicNs(100)));
     assert_eq!(ready_of(&[twice]), None);
 }

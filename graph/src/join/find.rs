@@ -14,8 +14,16 @@ impl Joiner<'_> {
         let list = self.by_client.get(&address).map_or(&[][..], Vec::as_slice);
         list.iter().copied().filter(move |&c| {
             let (first, last) = self.connections[c].seen(&self.endpoints);
-            first <= to.offset(TOLERANCE) && from <= last.offset(TOLERANCE)
+            first <= to.offset(TOLERANCE) && (from <= last.offset(TOLERANCE) || self.waits(c))
         })
+    }
+
+    /// True if a connection was waiting for a response when the recording ended: silence is no end of it.
+    fn waits(&self, connection: usize) -> bool {
+        let Connection { client, server, .. } = self.connections[connection];
+        let ends = || [client, server].into_iter().flatten().map(|i| &self.endpoints[i].socket);
+        let open = ends().all(|s| s.closed.is_none());
+        open && self.exchanges[self.of_connection[connection].clone()].last().is_some_and(|e| !e.has_response())
     }
 
     /// Where the connecting end of a connection wanted to go, as it knows it.
@@ -23,13 +31,16 @@ impl Joiner<'_> {
         connection.client.map(|client| self.endpoints[client].socket.remote.0)
     }
 
-    /// The instant of an entry, if kernel events and clocks allow to look for it.
+    /// The instant of an entry of the recording, if kernel events and clocks allow to look for it.
     fn instant(&self, log: &HopSide, start: Option<MonotonicNs>) -> Result<MonotonicNs, Found> {
         let Some(start) = start.filter(|_| self.has_kernel) else {
             return Err(JoinOutcome::Unmatched(UnmatchedReason::NoProbes));
         };
         if self.steps.hold(log.start_time) {
             return Err(JoinOutcome::Unmatched(UnmatchedReason::Contradiction));
+        }
+        if start < self.input.window.0 {
+            return Err(JoinOutcome::Unmatched(UnmatchedReason::BeforeRecording));
         }
         Ok(start)
     }
@@ -44,9 +55,6 @@ impl Joiner<'_> {
             Ok(start) => start,
             Err(none) => return none,
         };
-        if start < self.input.window.0 {
-            return JoinOutcome::Unmatched(UnmatchedReason::BeforeRecording);
-        }
         self.downstream_candidates(log, start)
             .into_iter()
             .map(|c| self.served_on(c, index, log, start))
@@ -110,7 +118,9 @@ impl Joiner<'_> {
             return found;
         }
         let list = &self.exchanges[self.of_connection[connection].clone()];
-        let ended_before = |e: &Exchange| self.answered_by_server(e).offset(TOLERANCE) < start;
+        // Of one that nothing came after, not even a response, the end was not seen.
+        let open = |e: &Exchange| self.waits(connection) && list.last().is_some_and(|last| std::ptr::eq(e, last));
+        let ended_before = |e: &Exchange| !open(e) && self.answered_by_server(e).offset(TOLERANCE) < start;
         // The last exchange that the proxy had begun to read when the stream was created.
         let begun = list.partition_point(|e| self.read_by_server(e).is_some_and(|at| at <= start.offset(TOLERANCE)));
         let Some(position) = begun.checked_sub(1) else {
@@ -156,9 +166,6 @@ impl Joiner<'_> {
             Ok(start) => start,
             Err(none) => return none,
         };
-        if start < self.input.window.0 {
-            return JoinOutcome::Unmatched(UnmatchedReason::BeforeRecording);
-        }
         let Some((from, to)) = self.upstream_window(log, start, downstream) else {
             return JoinOutcome::Unmatched(UnmatchedReason::ExchangeNotSeen);
         };

@@ -1,9 +1,8 @@
 //! Puts a client's half and a server's half together, and counts what has neither.
 
 use super::hop::forget_ends;
-use super::{AT_THE_END, Entry, Joiner, TOLERANCE, local_reply};
+use super::{AT_THE_END, Entry, Joiner, TOLERANCE};
 use crate::exchange::Exchange;
-use crate::mesh::comparable;
 use meshdiff_model::{
     AmbiguityReason, Content, Crossing, DurationNs, HopSide, JoinOutcome, JoinedHop, Link, MonotonicNs, RequestId,
     UnmatchedReason,
@@ -15,8 +14,13 @@ use std::net::SocketAddr;
 const OTHER_CLOCK: DurationNs = DurationNs::from_millis(1);
 
 impl Joiner<'_> {
-    /// For each client entry its server entry.
-    pub(super) fn servers(&self, entries: &[Entry]) -> Vec<Option<JoinOutcome<usize>>> {
+    /// For each client entry its server entry. Entries of servers that fit clients which they cannot be told to belong to are put into
+    /// `spoken_for`, one for each such client: its line stands for them.
+    pub(super) fn servers(
+        &self,
+        entries: &[Entry],
+        spoken_for: &mut HashSet<usize>,
+    ) -> Vec<Option<JoinOutcome<usize>>> {
         let server_of = server_entries(entries);
         let mut servers: Vec<Option<JoinOutcome<usize>>> = entries
             .iter()
@@ -26,19 +30,19 @@ impl Joiner<'_> {
                         JoinOutcome::Unmatched(UnmatchedReason::Contradiction)
                     }
                     Some(&s) => JoinOutcome::Matched(s),
-                    None if local_reply(&entry.log) => JoinOutcome::Unmatched(UnmatchedReason::LocalReply),
+                    None if entry.log.answered_by_itself() => JoinOutcome::Unmatched(UnmatchedReason::LocalReply),
                     None => return None,
                 };
                 entry.is_client().then_some(found)
             })
             .collect();
-        self.by_logs(entries, &mut servers);
+        self.by_logs(entries, &mut servers, spoken_for);
         servers
     }
 
     /// Fills in the servers' entries that are told by what two logs say alone: the client's upstream address is the server's
     /// downstream peer, and the server's stream lies within the client's upstream time.
-    fn by_logs(&self, entries: &[Entry], servers: &mut [Option<JoinOutcome<usize>>]) {
+    fn by_logs(&self, entries: &[Entry], servers: &mut [Option<JoinOutcome<usize>>], spoken_for: &mut HashSet<usize>) {
         let by_peer = logs_by_downstream_peer(entries);
         let mut claims: HashMap<usize, u32> = HashMap::new();
         for server in servers.iter().flatten().filter_map(|s| s.matched()) {
@@ -50,7 +54,7 @@ impl Joiner<'_> {
             if servers[i].is_some() {
                 continue;
             }
-            let found = self.server_by_logs(client, entries, &by_peer, &certain);
+            let found = self.server_by_logs(client, entries, &by_peer, &certain, spoken_for);
             if let JoinOutcome::Matched(s) = found {
                 *claims.entry(s).or_default() += 1;
                 guesses.push(i);
@@ -58,7 +62,8 @@ impl Joiner<'_> {
             servers[i] = Some(found);
         }
         for i in guesses {
-            if servers[i].and_then(JoinOutcome::matched).is_some_and(|s| claims[&s] > 1) {
+            if let Some(s) = servers[i].and_then(JoinOutcome::matched).filter(|s| claims[s] > 1) {
+                spoken_for.insert(s);
                 servers[i] = Some(JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs));
             }
         }
@@ -70,6 +75,7 @@ impl Joiner<'_> {
         entries: &[Entry],
         by_peer: &HashMap<SocketAddr, Vec<usize>>,
         certain: &HashSet<usize>,
+        spoken_for: &mut HashSet<usize>,
     ) -> JoinOutcome<usize> {
         let (Some(local), Some(start)) = (client.log.upstream_local_address, client.start) else {
             return JoinOutcome::Unmatched(UnmatchedReason::AddressMissing);
@@ -110,7 +116,12 @@ impl Joiner<'_> {
             (None, _) if self.near_the_end(client) => JoinOutcome::Unmatched(UnmatchedReason::StillOpen),
             (None, _) => JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing),
             (Some(only), None) => JoinOutcome::Matched(only),
-            (Some(_), Some(_)) => JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs),
+            (Some(a), Some(b)) => {
+                if let Some(one) = [a, b].into_iter().chain(fitting).find(|i| !spoken_for.contains(i)) {
+                    spoken_for.insert(one);
+                }
+                JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs)
+            }
         }
     }
 
@@ -121,7 +132,7 @@ impl Joiner<'_> {
         // Entries that could not be put on an exchange of their connection stand for one of them all the same: counting both would
         // count twice.
         let mut doubtful: HashMap<SocketAddr, Vec<MonotonicNs>> = HashMap::new();
-        for e in entries.iter().filter(|e| e.downstream.matched().is_none()) {
+        for e in entries.iter().filter(|e| e.downstream.matched().is_none() && e.attempt_of.is_none()) {
             if let (Some(peer), Some(start)) = (e.log.downstream_direct_remote_address, e.start) {
                 doubtful.entry(peer.0).or_default().push(start);
             }
@@ -153,7 +164,7 @@ impl Joiner<'_> {
                 (false, false) if self.endpoints[client].tells_plaintext() => UnmatchedReason::EncryptedByApplication,
                 (false, false) => UnmatchedReason::ClientLogMissing,
             };
-            let mut hop = self.empty_hop(JoinOutcome::Unmatched(reason), JoinOutcome::Unmatched(reason));
+            let mut hop = JoinedHop::empty(JoinOutcome::Unmatched(reason), JoinOutcome::Unmatched(reason));
             self.put(&mut hop, Link::ClientLoopback, exchange, None);
             // Without a log only what follows tells that a response was complete.
             let followed = index + 1 < self.of_connection[exchange.connection].end;
@@ -174,37 +185,6 @@ impl Joiner<'_> {
         let next = (index + 1 < self.of_connection[exchange.connection].end).then(|| self.exchanges[index + 1].first);
         let to = if whole { exchange.last.offset(TOLERANCE) } else { next.unwrap_or(MonotonicNs(u64::MAX)) };
         (exchange.first.offset(-TOLERANCE), to)
-    }
-}
-
-/// Marks the servers' entries that stand for earlier attempts of a request whose client retried: its log names the last attempt only,
-/// and they are no requests of their own.
-pub(super) fn mark_earlier_attempts(entries: &[Entry], used: &mut [bool]) {
-    let mut retried: HashMap<String, Vec<(usize, u32)>> = HashMap::new();
-    for (i, e) in entries.iter().enumerate().filter(|(_, e)| e.is_client()) {
-        let attempts = e.log.upstream_request_attempt_count.unwrap_or(1);
-        if let (true, Some(id)) = (attempts > 1, &e.log.request_id) {
-            retried.entry(comparable(id)).or_default().push((i, attempts - 1));
-        }
-    }
-    if retried.is_empty() {
-        return;
-    }
-    for (i, server) in entries.iter().enumerate().filter(|(_, e)| !e.is_client()) {
-        let (false, Some(start), Some(id)) = (used[i], server.start, &server.log.request_id) else { continue };
-        let of = retried.get_mut(&comparable(id)).and_then(|list| {
-            list.iter_mut().find(|(client, left)| {
-                let client = &entries[*client];
-                let during = client.start.is_some_and(|from| {
-                    from <= start.offset(TOLERANCE) && start <= from.offset(client.extent()).offset(TOLERANCE)
-                });
-                *left > 0 && during && !conflict(&client.log, &server.log)
-            })
-        });
-        if let Some((_, left)) = of {
-            *left -= 1;
-            used[i] = true;
-        }
     }
 }
 
@@ -237,7 +217,7 @@ fn alike(client: &HopSide, server: &HopSide) -> bool {
 }
 
 /// True if the two proxies' entries cannot be about the same request.
-fn conflict(client: &HopSide, server: &HopSide) -> bool {
+pub(super) fn conflict(client: &HopSide, server: &HopSide) -> bool {
     let ids = match (&client.request_id, &server.request_id) {
         (Some(a), Some(b)) => !RequestId::same_request(a, b),
         _ => false,

@@ -1,34 +1,14 @@
 //! What is known of one request, put together.
 
-use super::{Entry, Joiner, TOLERANCE, local_reply};
+use super::{Entry, Joiner, TOLERANCE};
 use crate::exchange::{Exchange, SWITCHING_PROTOCOLS};
 use meshdiff_model::{
-    Closer, Content, Crossing, Flows, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie,
+    Closer, Content, Crossing, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie,
     UnmatchedReason,
 };
 use std::sync::Arc;
 
 impl Joiner<'_> {
-    pub(super) fn empty_hop(&self, client_half: JoinOutcome<()>, server_half: JoinOutcome<()>) -> JoinedHop {
-        JoinedHop {
-            client_log: None,
-            server_log: None,
-            sockets: [None; 6],
-            request: [Crossing::default(); 3],
-            response: [Crossing::default(); 3],
-            flows: Flows::default(),
-            gave_up: None,
-            http2: None,
-            network_by_log: false,
-            connection_setup: None,
-            request_content: Content::Unknown,
-            response_content: Content::Unknown,
-            client_connect: None,
-            client_half,
-            server_half,
-        }
-    }
-
     /// Fills in one connection of a hop.
     pub(super) fn put(
         &self,
@@ -49,6 +29,9 @@ impl Joiner<'_> {
         hop.flows.response[at] =
             exchange.response_flow(connection, &self.endpoints, response_not_before, seen_until).map(Arc::new);
         hop.flows.behind[at] = self.waited_behind(exchange, &hop.request[at]);
+        hop.free_since[at] = self
+            .before(exchange)
+            .and_then(|before| before.response_crossing(connection, &self.endpoints, None).last_recv);
         if let Some(stream) = &exchange.stream {
             let before = hop.http2.take();
             hop.http2 = Some(nearest(stream.fields.clone(), before));
@@ -66,7 +49,7 @@ impl Joiner<'_> {
     }
 
     pub(super) fn hop(&self, client: Option<&Entry>, server: JoinOutcome<&Entry>) -> JoinedHop {
-        let mut hop = self.empty_hop(
+        let mut hop = JoinedHop::empty(
             JoinOutcome::Unmatched(UnmatchedReason::ClientLogMissing),
             match &server {
                 JoinOutcome::Matched(_) => JoinOutcome::Matched(()),
@@ -79,6 +62,7 @@ impl Joiner<'_> {
         let mut inner: Option<MonotonicNs> = None;
         if let Some(server) = server {
             hop.server_log = Some(server.log.clone());
+            hop.router_logs[1] = server.router_log.clone();
             if let JoinOutcome::Matched(e) = server.upstream {
                 self.put(&mut hop, Link::ServerLoopback, &self.exchanges[e], None);
                 self.doubt_end(&mut hop, Link::ServerLoopback, &self.exchanges[e], None);
@@ -95,12 +79,14 @@ impl Joiner<'_> {
             if self.parted.contains(&e) {
                 forget_end(&mut hop, Link::Network);
             }
-            hop.connection_setup = self.setup_of(&self.exchanges[e], client);
+            let setup = self.setup_of(&self.exchanges[e], client);
+            (hop.connection_setup, hop.connected) = (setup.map(|s| s.0), setup.and_then(|s| s.1));
         } else {
             self.put_shared_network(&mut hop, client, server);
         }
         if let Some(client) = client {
             hop.client_log = Some(client.log.clone());
+            hop.router_logs[0] = client.router_log.clone();
             if let JoinOutcome::Matched(e) = client.downstream {
                 self.put(&mut hop, Link::ClientLoopback, &self.exchanges[e], None);
                 self.doubt_end(&mut hop, Link::ClientLoopback, &self.exchanges[e], Some(client));
@@ -112,6 +98,9 @@ impl Joiner<'_> {
         }
         if client.or(server).is_some_and(|e| self.near_the_end(e)) {
             forget_ends(&mut hop);
+        }
+        if hop.gave_up.is_none() {
+            hop.abandoned = self.abandoned(&hop, network, client, server);
         }
         self.judge(&mut hop, client, server);
         hop
@@ -215,23 +204,71 @@ impl Joiner<'_> {
         hop.request[at].send.is_some_and(|sent| sent <= given).then_some(given)
     }
 
+    /// When upstream connections ended without a response, of proxies that answered all the same (or tried again).
+    fn abandoned(
+        &self,
+        hop: &JoinedHop,
+        network: Option<usize>,
+        client: Option<&Entry>,
+        server: Option<&Entry>,
+    ) -> [Option<MonotonicNs>; 2] {
+        let ended = |proxy: &Entry, exchange: Option<usize>, link: Link, back: Option<MonotonicNs>| {
+            let end = self.end_of(&self.exchanges[exchange?])?;
+            // The proxy itself says that no response's head came.
+            let unanswered = hop.response_on(link).ready.is_none()
+                && proxy.log.timings.time_to_first_upstream_rx_byte.is_none()
+                && hop.request_on(link).send? <= end;
+            (unanswered && back.is_none_or(|back| end <= back)).then_some(end)
+        };
+        let back = hop.response_on(Link::ClientLoopback).send;
+        let of_client = client.filter(|c| c.attempt_of.is_some() || back.is_some());
+        let by_client = of_client.and_then(|c| ended(c, network, Link::Network, back));
+        let back = hop.response_on(Link::Network).send;
+        let of_server = server.filter(|_| back.is_some() || by_client.is_some());
+        let by_server = of_server.and_then(|s| ended(s, s.upstream.matched(), Link::ServerLoopback, back));
+        [by_client, by_server]
+    }
+
+    /// When the connecting end was done with an exchange that got no response: it reset its stream, or its connection, on which nothing
+    /// came after, ended.
+    pub(super) fn end_of(&self, exchange: &Exchange) -> Option<MonotonicNs> {
+        if let Some(stream) = &exchange.stream {
+            return stream.cancelled;
+        }
+        let last = self.of_connection[exchange.connection].end - 1;
+        let connection = &self.connections[exchange.connection];
+        let socket = &self.endpoints[connection.client.or(connection.server)?].socket;
+        let began = socket.closed?.offset(-socket.close.and_then(|c| c.duration).unwrap_or_default());
+        std::ptr::eq(exchange, &self.exchanges[last]).then_some(began)
+    }
+
     /// When the accepting end had sent its last byte of the response to the request before this one on the same connection, if this one
     /// was ready there before that: requests of HTTP/1 are answered one after the other.
     fn waited_behind(&self, exchange: &Exchange, request: &Crossing) -> Option<MonotonicNs> {
+        let before = self.before(exchange)?;
+        let connection = &self.connections[exchange.connection];
+        let done = before.response_crossing(connection, &self.endpoints, None).last_send?;
+        (request.ready? < done).then_some(done)
+    }
+
+    /// The exchange before this one on its connection, where they follow one another.
+    fn before(&self, exchange: &Exchange) -> Option<&Exchange> {
         if exchange.stream.is_some() {
             return None;
         }
         let list = &self.exchanges[self.of_connection[exchange.connection].clone()];
         let from = list.partition_point(|e| e.first < exchange.first);
         let place = from + list[from..].iter().position(|e| std::ptr::eq(e, exchange))?;
-        let before = &list[place.checked_sub(1)?];
-        let connection = &self.connections[exchange.connection];
-        let done = before.response_crossing(connection, &self.endpoints, None).last_send?;
-        (request.ready? < done).then_some(done)
+        list.get(place.checked_sub(1)?)
     }
 
-    /// S3's connect and handshake, if this exchange is the first on it and the connect began after the proxy had the request.
-    fn setup_of(&self, exchange: &Exchange, client: Option<&Entry>) -> Option<(MonotonicNs, MonotonicNs)> {
+    /// S3's connect and handshake, if this exchange is the first on it and the connect began after the proxy had the request; and when
+    /// the connect alone was done.
+    pub(super) fn setup_of(
+        &self,
+        exchange: &Exchange,
+        client: Option<&Entry>,
+    ) -> Option<((MonotonicNs, MonotonicNs), Option<MonotonicNs>)> {
         let connection = &self.connections[exchange.connection];
         let end = &self.endpoints[connection.client?];
         let start = end.socket.connect_start?;
@@ -243,14 +280,15 @@ impl Joiner<'_> {
         }
         let handshake = end.egress.pieces.iter().filter(|p| p.content == Content::TlsHandshake && p.last <= sent);
         let done = handshake.map(|p| p.last).max().or(end.socket.established)?;
-        Some((start, done.min(sent)))
+        let done = done.min(sent);
+        Some(((start, done), end.socket.established.filter(|at| start <= *at && *at <= done)))
     }
 
     /// Sets both halves' outcomes from what is there.
     fn judge(&self, hop: &mut JoinedHop, client: Option<&Entry>, server: Option<&Entry>) {
         let whole = |c: &Crossing| c.send.is_some() && c.ready.is_some();
         if let Some(client) = client {
-            let local = local_reply(&client.log);
+            let local = client.log.answered_by_itself();
             let loopback = client.downstream.map(|_| ());
             hop.client_half = match (loopback, &client.upstream) {
                 (JoinOutcome::Matched(()), _) if local || hop.network_by_log => JoinOutcome::Matched(()),
@@ -259,9 +297,23 @@ impl Joiner<'_> {
             };
             let one = local || hop.network_by_log;
             let links: &[Link] = if one { &[Link::ClientLoopback] } else { &[Link::ClientLoopback, Link::Network] };
-            let seen = links.iter().all(|&l| whole(hop.request_on(l)) && whole(hop.response_on(l)))
-                && hop.response_on(Link::ClientLoopback).last_recv.is_some()
-                && hop.gave_up.is_none();
+            let sent = |l: Link| {
+                // Without a sidecar at the other end, the client's half is all that there is: S3's own instants tell it.
+                let to_itself = l == Link::Network && server.is_none() && hop.request_on(l).send.is_some();
+                let at_gateway =
+                    l == Link::ClientLoopback && hop.begins_at_gateway() && hop.request_on(l).ready.is_some();
+                whole(hop.request_on(l)) || to_itself || at_gateway
+            };
+            let answered = |l: Link| {
+                let to_itself = l == Link::Network && server.is_none() && hop.response_on(l).ready.is_some();
+                let at_gateway =
+                    l == Link::ClientLoopback && hop.begins_at_gateway() && hop.response_on(l).send.is_some();
+                let given_up = l == Link::Network && hop.abandoned[0].is_some();
+                whole(hop.response_on(l)) || to_itself || at_gateway || given_up
+            };
+            let back = hop.response_on(Link::ClientLoopback);
+            let ended = if hop.begins_at_gateway() { back.last_send } else { back.last_recv };
+            let seen = links.iter().all(|&l| sent(l) && answered(l)) && ended.is_some() && hop.gave_up.is_none();
             if matches!(hop.client_half, JoinOutcome::Matched(())) && !seen {
                 hop.client_half = JoinOutcome::Unmatched(self.why_unseen(hop, client));
             }
@@ -269,12 +321,14 @@ impl Joiner<'_> {
         if let Some(server) = server {
             let came = if hop.network_by_log { JoinOutcome::Matched(()) } else { server.downstream.map(|_| ()) };
             hop.server_half = match (came, server.upstream.map(|_| ())) {
-                (JoinOutcome::Matched(()), _) if local_reply(&server.log) => JoinOutcome::Matched(()),
+                (JoinOutcome::Matched(()), _) if server.log.answered_by_itself() => JoinOutcome::Matched(()),
                 (JoinOutcome::Matched(()), up) => up,
                 (other, _) => other,
             };
-            let links = if local_reply(&server.log) { &[][..] } else { &[Link::ServerLoopback][..] };
-            let seen = links.iter().all(|&l| whole(hop.request_on(l)) && whole(hop.response_on(l)));
+            let links = if server.log.answered_by_itself() { &[][..] } else { &[Link::ServerLoopback][..] };
+            // Whose client does not wait any more need not answer.
+            let cut_off = hop.abandoned.iter().any(Option::is_some);
+            let seen = links.iter().all(|&l| whole(hop.request_on(l)) && (cut_off || whole(hop.response_on(l))));
             if matches!(hop.server_half, JoinOutcome::Matched(())) && !seen {
                 hop.server_half = JoinOutcome::Unmatched(self.why_unseen(hop, server));
             }

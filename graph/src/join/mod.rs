@@ -1,5 +1,6 @@
 //! Puts access log entries on exchanges, and exchanges together into hops.
 
+mod attempts;
 mod clock;
 mod find;
 mod halves;
@@ -13,6 +14,7 @@ mod turns;
 use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
 use crate::http2::{Sent, is_http2 as is_followed};
+use attempts::Tied;
 pub(crate) use clock::Steps;
 use meshdiff_model::{
     AmbiguityReason, ClockAnchor, DurationNs, HopProtocol, HopSide, Http2Stream, JoinOutcome, JoinedHop, Message,
@@ -69,6 +71,12 @@ struct Entry {
     /// The connections themselves, where the addresses tell them, also if no exchange on them could be told.
     downstream_connection: Option<usize>,
     upstream_connection: Option<usize>,
+    /// Its place among the access logs, if it is one of them as it is.
+    place: Option<usize>,
+    /// The entry of the request that it is another attempt of.
+    attempt_of: Option<usize>,
+    /// The router's own entry of the attempt that this one tells of.
+    router_log: Option<Arc<HopSide>>,
 }
 
 impl Entry {
@@ -107,6 +115,8 @@ struct Joiner<'a> {
     relayed: Vec<Relayed>,
     steps: Steps,
     has_kernel: bool,
+    /// Sockets whose connect was in vain.
+    failed: Vec<usize>,
 }
 
 pub(crate) fn join(input: HopInput<'_>) -> Joined {
@@ -138,6 +148,8 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
     let has_kernel = !input.messages.is_empty();
     let lossy = endpoints.iter().filter(|e| e.socket.lost_events > 0).map(|e| e.socket.cookie).collect();
     let steps = Steps::of(input.clock);
+    let in_vain = |s: &Socket| s.connect_start.is_some() && s.established.is_none();
+    let failed = (0..endpoints.len()).filter(|&i| in_vain(&endpoints[i].socket)).collect();
     let mut joiner = Joiner {
         input,
         endpoints,
@@ -154,6 +166,7 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
         relayed,
         steps,
         has_kernel,
+        failed,
     };
     let (hops, client_messages) = joiner.hops();
     let tcp = |log: &&HopSide| log.access_log_type.is_terminal() && log.protocol == HopProtocol::Tcp;
@@ -167,20 +180,26 @@ impl Joiner<'_> {
         reject_double_claims(&mut entries);
         self.reject_rests(&mut entries);
         self.parted = self.parted(&entries);
-        let servers = self.servers(&entries);
+        let mut spoken_for = HashSet::new();
+        let servers = self.servers(&entries, &mut spoken_for);
 
         let mut hops = Vec::new();
         let mut used = vec![false; entries.len()];
-        for (i, entry) in entries.iter().enumerate().filter(|(_, e)| e.is_client()) {
+        let requests = || entries.iter().enumerate().filter(|(_, e)| e.is_client() && e.attempt_of.is_none());
+        for (i, _) in requests() {
             used[i] = true;
-            let server = servers[i].unwrap_or(JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing));
-            if let JoinOutcome::Matched(s) = server {
+            if let Some(JoinOutcome::Matched(s)) = servers[i] {
                 used[s] = true;
             }
-            hops.push(self.hop(Some(entry), server.map(|s| &entries[s])));
         }
-        halves::mark_earlier_attempts(&entries, &mut used);
-        for (_, entry) in entries.iter().enumerate().filter(|(i, _)| !used[*i]) {
+        let attempts = self.attempts(&entries, &servers, &mut used);
+        for (i, entry) in requests() {
+            let server = servers[i].unwrap_or(JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing));
+            let mut hop = self.hop(Some(entry), server.map(|s| &entries[s]));
+            self.complete(&mut hop, i, &entries, &attempts);
+            hops.push(hop);
+        }
+        for (_, entry) in entries.iter().enumerate().filter(|(i, _)| !used[*i] && !spoken_for.contains(i)) {
             hops.push(self.hop(None, JoinOutcome::Matched(entry)));
         }
         let client_messages = self.kernel_only(&entries, &mut hops);
@@ -199,10 +218,12 @@ impl Joiner<'_> {
             .filter(|(_, log, start)| self.is_of_the_recording(log, *start))
             .collect();
         self.recut(&logs);
+        let tied = Tied::of(self.input.access_logs, &logs);
         // Streams of one connection are told apart by looking at all entries of it at once: first those on which requests came,
         // then, as these say where the proxy is, those on which they went on.
         self.assign_streams(&logs, Role::Downstream, |joiner, log, start, _| joiner.downstream_connection(log, start));
-        self.assign_streams(&logs, Role::Upstream, |joiner, log, start, i| {
+        let made: Vec<_> = logs.iter().copied().chain(tied.other_logs(self.input)).collect();
+        self.assign_streams(&made, Role::Upstream, |joiner, log, start, i| {
             joiner.upstream_connection(log, start, joiner.downstream(i, log, start))
         });
         let mut entries: Vec<Entry> = logs
@@ -217,6 +238,9 @@ impl Joiner<'_> {
                     upstream,
                     downstream_connection: self.downstream_connection(log, start),
                     upstream_connection: self.upstream_connection(log, start, downstream),
+                    place: Some(i),
+                    attempt_of: None,
+                    router_log: None,
                 }
             })
             .collect();
@@ -225,6 +249,7 @@ impl Joiner<'_> {
             let key = |e: &Entry| (e.log.start_time, e.log.downstream_direct_remote_address, e.log.side);
             key(a).cmp(&key(b)).then_with(|| (&a.log.node, &a.log.stream_id).cmp(&(&b.log.node, &b.log.stream_id)))
         });
+        self.add_attempts(&tied, &mut entries);
         entries
     }
 
@@ -329,11 +354,6 @@ fn reject_double_claims(entries: &mut [Entry]) {
             entry.upstream = JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs);
         }
     }
-}
-
-/// True if Envoy answered the request itself: no upstream host was involved.
-fn local_reply(log: &HopSide) -> bool {
-    log.upstream_local_address.is_none() && log.upstream_remote_address.is_none()
 }
 
 /// True if a connection of this protocol carries several streams at once, so that turns do not tell them apart.

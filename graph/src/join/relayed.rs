@@ -107,6 +107,9 @@ impl Joiner<'_> {
             upstream: on(link + 1),
             downstream_connection: Some(request.connections[link]),
             upstream_connection: Some(request.connections[link + 1]),
+            place: None,
+            attempt_of: None,
+            router_log: None,
         };
         [entry(&request.client, 0), entry(&request.server, 1)]
     }

@@ -5,8 +5,8 @@ use crate::samples::{crossed, get, sent, socket, status};
 use crate::{Directory, lines};
 use meshdiff_model::{
     AccessLogType, ClockAnchor, ClockSample, Close, Closer, Content, DownstreamDirectRemoteAddr, DropReason,
-    DurationNs, Errno, HopDetails, HopProtocol, HopSide, HopTimings, Message, MonotonicNs, NodeId, Process,
-    ProcessRole, Side, Socket, SocketMetrics, SocketRole, UpstreamLocalAddr, WallTime, WorkloadSource,
+    DurationNs, Errno, HopProtocol, HopSide, Message, MonotonicNs, NodeId, Process, ProcessRole, Side, Socket,
+    SocketMetrics, SocketRole, UpstreamLocalAddr, WallTime, WorkloadSource,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -83,33 +83,8 @@ fn six() -> (Vec<Socket>, Vec<Message>) {
 
 fn log(node: &str, side: Side) -> HopSide {
     HopSide {
-        node: NodeId(node.into()),
         side: Some(side),
-        protocol: HopProtocol::Http11,
-        access_log_type: AccessLogType::DownstreamEnd,
-        start_time: WallTime(20),
-        timings: HopTimings::default(),
-        downstream_direct_remote_address: None,
-        downstream_remote_address: None,
-        downstream_local_address: None,
-        upstream_local_address: None,
-        upstream_remote_address: None,
-        upstream_cluster: None,
-        route_name: None,
-        upstream_request_attempt_count: None,
-        response_flags: vec![],
-        request_id: None,
-        stream_id: None,
-        method: None,
-        authority: None,
-        path: None,
-        response_code: None,
-        response_code_details: None,
-        request_body_bytes: 0,
-        response_body_bytes: 0,
-        tls_sni_hostname: None,
-        downstream_tls: false,
-        details: HopDetails::default(),
+        ..HopSide::bare(NodeId(node.into()), HopProtocol::Http11, AccessLogType::DownstreamEnd, WallTime(20))
     }
 }
 

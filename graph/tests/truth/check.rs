@@ -113,9 +113,31 @@ pub(crate) fn ordinary(world: &World, request: &TrueRequest) -> bool {
     request.request.send >= world.window.0.0
         && request.response.last_recv + 5_000_000 <= world.window.1.0
         && !request.client_log_lost
-        && request.attempts.len() < 2
+        && (request.attempts.len() < 2 || world.attempts_logged)
         && attempt.clone().all(|a| !a.server_log_lost)
         && sockets.clone().all(|s| !world.lossy.contains(s))
+}
+
+/// Every other attempt is a true one, with its true sockets and instants.
+fn others_are_right(n: usize, joined: &JoinedHop, truth: &TrueRequest) {
+    assert!(joined.attempts.len() < truth.attempts.len().max(1), "request {n} has too many attempts\n{joined:#?}");
+    for (other, of) in joined.attempts.iter().zip(&truth.attempts) {
+        for (seen, truth) in other.hop.sockets[2..].iter().zip(of.sockets) {
+            assert!(seen.is_none_or(|s| s.0 == truth), "request {n}: a wrong join of an attempt\n{other:#?}");
+        }
+        for link in [1, 2] {
+            exact("an attempt's request", n, &other.hop.request[link], Some(&of.request[link - 1]), &other.hop);
+            exact("an attempt's response", n, &other.hop.response[link], Some(&of.response[link - 1]), &other.hop);
+        }
+        let path = |log: &Option<std::sync::Arc<meshdiff_model::HopSide>>| log.as_ref().map(|l| l.path.clone());
+        let paths = [path(&other.hop.client_log), path(&other.hop.server_log), path(&joined.client_log)];
+        let mut told = paths.into_iter().flatten();
+        let first = told.next();
+        assert!(told.all(|p| Some(p) == first), "request {n}: an attempt of another request\n{other:#?}");
+        if let Some(MonotonicNs(began)) = other.began {
+            assert_eq!(began, of.request[0].send, "request {n}: an attempt's beginning");
+        }
+    }
 }
 
 /// Judges every hop.
@@ -167,8 +189,11 @@ pub(crate) fn judge(world: &World, hops: &[Hop]) -> Tally {
                 exact(&format!("response on link {link}"), n, &joined.response[link], back, joined);
             }
         }
+        others_are_right(n, joined, truth);
         if let Some((start, end)) = joined.connection_setup {
-            let connected = attempt.and_then(|a| a.connected);
+            // Where all attempts are known it is the first one's.
+            let first = joined.first_attempt().filter(|_| joined.is_retried()).and(truth.attempts.first());
+            let connected = first.or(attempt).and_then(|a| a.connected);
             let (true_start, usable) = connected.unwrap_or_else(|| panic!("request {n} did not wait for a connect"));
             assert_eq!(start.0, true_start, "request {n}: connect");
             assert!(end.0 <= usable + 1 && end > start, "request {n}: connect until {end:?}, usable at {usable}");
@@ -207,7 +232,9 @@ pub(crate) fn judge(world: &World, hops: &[Hop]) -> Tally {
         };
         let whole = believed(hop.request) == links && believed(hop.response) == links;
         let setup = request.attempts.first().is_none_or(|a| a.connected.is_some() == hop.connection_setup.is_some());
-        if full && whole && setup && hop.response[0].last_recv.is_some() {
+        let attempts = hop.attempts.len() + 1 == request.attempts.len().max(1)
+            && (request.attempts.len() < 2 || hop.first_attempt().is_some());
+        if full && whole && setup && attempts && hop.response[0].last_recv.is_some() {
             tally.full += 1;
         } else if std::env::var_os("TRUTH_VERBOSE").is_some() {
             println!("request {n} is ordinary and not full: setup {setup} whole {whole}\n{hop:#?}\n{request:#?}");

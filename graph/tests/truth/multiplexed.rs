@@ -5,8 +5,8 @@ use super::check::Nobody;
 use meshdiff_graph::{HopInput, MeshGraph};
 use meshdiff_model::{
     AccessLogType, ClockAnchor, ClockSample, Content, Crossing, Direction, DownstreamDirectRemoteAddr,
-    DownstreamLocalAddr, DurationNs, Flow, HopDetails, HopProtocol, HopSide, HopTimings, Http2Data, Http2Fields,
-    Http2Gap, Http2Stream, JoinOutcome, LocalAddr, Message, MonotonicNs, NetnsId, NodeId, PeerAddr, RequestId,
+    DownstreamLocalAddr, DurationNs, Flow, HopProtocol, HopSide, HopTimings, Http2Data, Http2Fields, Http2Gap,
+    Http2Stream, Instants, JoinOutcome, LocalAddr, Message, MonotonicNs, NetnsId, NodeId, PeerAddr, RequestId,
     SeqInstant, SeqNo, SeqRange, Side, Socket, SocketCookie, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
 };
 use proptest::prelude::*;
@@ -60,8 +60,7 @@ impl Way {
         self.sends.sort_by_key(|s| (s.0, s.1, s.2));
         let mut at = self.isn;
         let mut rows: Vec<Option<Http2Stream>> = Vec::new();
-        let (mut sends, mut readies, mut recvs): (Vec<SeqInstant>, Vec<SeqInstant>, Vec<SeqInstant>) =
-            Default::default();
+        let (mut sends, mut readies, mut recvs): (Instants, Instants, Instants) = Default::default();
         for &(when, n, part, len) in &self.sends {
             let (start, end) = (SeqNo(at), SeqNo(at.wrapping_add(len)));
             at = end.0;
@@ -108,11 +107,11 @@ impl Way {
             socket: SocketCookie(socket),
             direction,
             seq,
-            sends: vec![],
-            readies: vec![],
-            recvs: vec![],
-            held: vec![],
-            retransmits: vec![],
+            sends: Instants::new(),
+            readies: Instants::new(),
+            recvs: Instants::new(),
+            held: Instants::new(),
+            retransmits: Instants::new(),
             elided: 0,
             gap_before: false,
             content: Content::Unknown,
@@ -235,11 +234,7 @@ fn log(config: &Config, side: Side, n: usize, start: u64, marks: [u64; 3], until
     };
     let id = if config.shared_ids { n / 5 } else { n };
     HopSide {
-        node: NodeId(if client { "client".into() } else { "server".into() }),
         side: Some(side),
-        protocol: HopProtocol::Http2,
-        access_log_type: AccessLogType::DownstreamEnd,
-        start_time: WallTime(wall - wall.rem_euclid(1_000)),
         timings: HopTimings {
             time_to_first_upstream_tx_byte: since(marks[0]),
             time_to_first_upstream_rx_byte: since(marks[1]),
@@ -249,26 +244,23 @@ fn log(config: &Config, side: Side, n: usize, start: u64, marks: [u64; 3], until
             ..HopTimings::default()
         },
         downstream_direct_remote_address: Some(DownstreamDirectRemoteAddr(address(down))),
-        downstream_remote_address: None,
         downstream_local_address: Some(DownstreamLocalAddr(address(to))),
         upstream_local_address: Some(UpstreamLocalAddr(address(up))),
         upstream_remote_address: Some(UpstreamRemoteAddr(address(on))),
-        upstream_cluster: None,
-        route_name: None,
         upstream_request_attempt_count: Some(1),
-        response_flags: vec![],
         request_id: Some(RequestId(format!("00000000-0000-4000-8000-{id:012}").into())),
-        stream_id: None,
         method: Some("POST".into()),
-        authority: None,
         path: Some(format!("/r{n}").into()),
         response_code: Some(200),
-        response_code_details: None,
         request_body_bytes: u64::from(body.0),
         response_body_bytes: u64::from(body.1),
-        tls_sni_hostname: None,
         downstream_tls: !client,
-        details: HopDetails::default(),
+        ..HopSide::bare(
+            NodeId(if client { "client".into() } else { "server".into() }),
+            HopProtocol::Http2,
+            AccessLogType::DownstreamEnd,
+            WallTime(wall - wall.rem_euclid(1_000)),
+        )
     }
 }
 
@@ -457,4 +449,22 @@ proptest! {
             prop_assert_eq!(full, all);
         }
     }
+}
+
+/// Requests at once with one id that look alike: nobody can tell whose server's half is whose, but each is one request all the same.
+#[test]
+fn what_cannot_be_told_apart_is_counted_once() {
+    let (pace, log_loss, gap) = (1, 0, None);
+    let config = Config { seed: 1, requests: 5, pace, ids: true, shared_ids: true, log_loss, gap, alike: true };
+    let mut world = world(&config);
+    world.logs.iter_mut().for_each(|log| log.path = Some("/r0".into()));
+    let clock = ClockAnchor::new(vec![ClockSample { monotonic: MonotonicNs(0), wall: WallTime(WALL) }]);
+    let window = (MonotonicNs(0), MonotonicNs(u64::MAX));
+    let access_logs = &world.logs;
+    let input = HopInput { sockets: &[], messages: &[], http2: &[], access_logs, clock: &clock, window };
+    let mesh = MeshGraph::build(input, &[], &Nobody);
+    let ambiguous = |hop: &&meshdiff_graph::Hop| matches!(hop.joined.server_half, JoinOutcome::Ambiguous(_));
+    assert!(mesh.hops.iter().any(|hop| ambiguous(&hop)), "they are told apart: {:?}", mesh.hops);
+    assert!(mesh.hops.iter().all(|hop| hop.joined.client_log.is_some()), "a server's half stands for itself");
+    assert_eq!(mesh.hops.len(), 5);
 }

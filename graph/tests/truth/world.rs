@@ -1,16 +1,22 @@
 //! A mesh that exists only in memory, and of which everything is true: one client pod, two server pods, sidecars with
 //! pools between them. It says what probes and access logs would have recorded of it.
 
+#[path = "world/recording.rs"]
+mod recording;
+#[path = "world/wire.rs"]
+mod wire;
+
 use meshdiff_model::{
-    AccessLogType, ClockAnchor, ClockSample, DownstreamDirectRemoteAddr, DownstreamLocalAddr, DurationNs, HopDetails,
-    HopProtocol, HopSide, HopTimings, Http2Stream, LocalAddr, Message, MonotonicNs, NetnsId, NodeId, PeerAddr,
-    RequestId, SeqNo, Side, Socket, SocketCookie, TcpState, Tgid, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
+    AccessLogType, ClockAnchor, DownstreamDirectRemoteAddr, DownstreamLocalAddr, DurationNs, HopProtocol, HopSide,
+    HopTimings, Http2Stream, Message, MonotonicNs, NodeId, RequestId, Side, Socket, UpstreamLocalAddr,
+    UpstreamRemoteAddr, WallTime,
 };
-use meshdiff_probes::{Assembler, Collected, Extra, Identity, Limits, RawEvent, RawKind};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use recording::finish;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
+use wire::{Chunk, Conn, Seen, Sock};
 
 /// What kind of world it is.
 #[derive(Clone, Debug)]
@@ -37,6 +43,13 @@ pub(crate) struct Config {
     pub(crate) bodies: u32,
     /// The recording begins after this share of the requests, in percent, and ends after the other.
     pub(crate) window: (u32, u32),
+}
+
+impl Config {
+    /// True if the client's sidecar logs every attempt (the router's `upstream_log`): in every second world.
+    pub(crate) const fn logs_attempts(&self) -> bool {
+        (self.seed >> 8).is_multiple_of(2)
+    }
 }
 
 /// When a message truly crossed a connection.
@@ -84,6 +97,8 @@ pub(crate) struct World {
     pub(crate) logs: Vec<HopSide>,
     pub(crate) clock: ClockAnchor,
     pub(crate) window: (MonotonicNs, MonotonicNs),
+    /// The client's sidecar logs every attempt, and none of these entries was lost.
+    pub(crate) attempts_logged: bool,
     pub(crate) requests: Vec<TrueRequest>,
     /// Sockets of which an event was lost.
     pub(crate) lossy: HashSet<u64>,
@@ -103,60 +118,6 @@ const US: u64 = 1_000;
 /// Wall clock less monotonic clock.
 const WALL: i64 = 1_790_000_000_000_123_456;
 const CLIENT_IP: [u8; 4] = [10, 0, 0, 2];
-
-#[derive(Clone, Debug)]
-enum Raw {
-    Send { len: u32, prefix: Vec<u8> },
-    Arrive { len: u32 },
-    Read,
-    State(TcpState, TcpState),
-}
-
-struct Sock {
-    netns: u32,
-    local: SocketAddr,
-    remote: SocketAddr,
-    isn: u32,
-    peer_isn: u32,
-    events: Vec<(u64, Raw)>,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Way {
-    last_arrival: u64,
-    last_read: u64,
-    bytes: u64,
-}
-
-struct Conn {
-    /// Index of the client's socket; the server's is the next.
-    socks: usize,
-    /// There, and back.
-    ways: [Way; 2],
-    free_at: u64,
-    closed_at: u64,
-    port: u16,
-    to: usize,
-    latency: (u64, u64),
-}
-
-#[derive(Clone)]
-struct Chunk {
-    at: u64,
-    len: u32,
-    prefix: Vec<u8>,
-    /// Bytes of the head at its beginning, where it can be read.
-    head: u32,
-}
-
-#[derive(Clone, Copy)]
-struct Seen {
-    send: u64,
-    head_ready: u64,
-    head_recv: u64,
-    ready: u64,
-    recv: u64,
-}
 
 struct Builder {
     config: Config,
@@ -199,134 +160,6 @@ fn vip(i: usize) -> SocketAddr {
 }
 
 impl Builder {
-    fn between(&mut self, low: u64, high: u64) -> u64 {
-        self.rng.random_range(low..=high)
-    }
-
-    fn chance(&mut self, of_10000: u32) -> bool {
-        self.rng.random_range(0..10_000) < of_10000
-    }
-
-    /// A short delay, now and then a long one.
-    fn delay(&mut self, low: u64, high: u64) -> u64 {
-        if self.chance(200) { self.between(high, 40 * high) } else { self.between(low, high) }
-    }
-
-    /// A source port that none of the connections which `rivals` picks has at `now`.
-    fn port(&mut self, now: u64, rivals: impl Fn(&Sock, &Sock) -> bool) -> u16 {
-        let taken: Vec<u16> = self
-            .conns
-            .iter()
-            .filter(|c| c.closed_at.saturating_add(300 * US) > now)
-            .filter(|c| rivals(&self.socks[c.socks], &self.socks[c.socks + 1]))
-            .map(|c| c.port)
-            .collect();
-        loop {
-            let port = 40_000 + self.rng.random_range(0..self.config.ports);
-            if !taken.contains(&port) {
-                return port;
-            }
-        }
-    }
-
-    /// Opens a connection at `at`; it is established from the returned instant on.
-    fn open(
-        &mut self,
-        at: u64,
-        ends: [(u32, SocketAddr, SocketAddr); 2],
-        to: usize,
-        latency: (u64, u64),
-    ) -> (usize, u64) {
-        let (there, back) = (self.rng.random(), self.rng.random());
-        // Some begin near the wrap.
-        let there: u32 = if self.chance(2_000) { u32::MAX - self.rng.random_range(0..3_000) } else { there };
-        let socks = self.socks.len();
-        let accepted = at + self.between(latency.0, latency.1) * 2;
-        let established = accepted - self.between(1, latency.0);
-        for ((netns, local, remote), (isn, peer_isn)) in ends.into_iter().zip([(there, back), (back, there)]) {
-            self.socks.push(Sock { netns, local, remote, isn, peer_isn, events: Vec::new() });
-        }
-        self.socks[socks].events.push((at, Raw::State(TcpState::Close, TcpState::SynSent)));
-        self.socks[socks].events.push((established, Raw::State(TcpState::SynSent, TcpState::Established)));
-        self.socks[socks + 1].events.push((accepted, Raw::State(TcpState::SynRecv, TcpState::Established)));
-        let port = ends[0].1.port();
-        let ways = [Way::default(); 2];
-        self.conns.push(Conn { socks, ways, free_at: 0, closed_at: u64::MAX, port, to, latency });
-        (self.conns.len() - 1, accepted.max(established))
-    }
-
-    fn close(&mut self, conn: usize, at: u64) {
-        let c = &mut self.conns[conn];
-        c.closed_at = at + 30 * US;
-        let socks = c.socks;
-        self.socks[socks].events.push((at, Raw::State(TcpState::Established, TcpState::FinWait1)));
-        self.socks[socks + 1].events.push((at + 10 * US, Raw::State(TcpState::Established, TcpState::CloseWait)));
-        self.socks[socks + 1].events.push((at + 20 * US, Raw::State(TcpState::LastAck, TcpState::Close)));
-        self.socks[socks].events.push((at + 30 * US, Raw::State(TcpState::FinWait2, TcpState::Close)));
-    }
-
-    /// Sends chunks over a connection, which the other end reads.
-    fn cross(&mut self, conn: usize, back: bool, chunks: &[Chunk]) -> Vec<Seen> {
-        let way = usize::from(back);
-        let (from, to) = (self.conns[conn].socks + way, self.conns[conn].socks + 1 - way);
-        let latency = self.conns[conn].latency;
-        let Way { mut last_arrival, mut last_read, mut bytes } = self.conns[conn].ways[way];
-        let at_application = self.socks[to].local.port() == 9080 || self.socks[to].remote == vip(self.conns[conn].to);
-        let slow = at_application && self.slow[way];
-        let mut seen = Vec::new();
-        for chunk in chunks {
-            bytes += u64::from(chunk.len);
-            self.socks[from].events.push((chunk.at, Raw::Send { len: chunk.len, prefix: chunk.prefix.clone() }));
-            let parts = if chunk.len > 100 && self.chance(1_500) {
-                let first = self.rng.random_range(1..chunk.len);
-                vec![first, chunk.len - first]
-            } else {
-                vec![chunk.len]
-            };
-            let mut arrived = 0;
-            let (mut head, mut whole) = (None, (0, 0));
-            for len in parts {
-                let ready = (chunk.at + self.between(latency.0, latency.1)).max(last_arrival + 1);
-                last_arrival = ready;
-                arrived += len;
-                self.socks[to].events.push((ready, Raw::Arrive { len }));
-                if ready >= last_read {
-                    last_read = ready + self.delay(4 * US, 40 * US);
-                    if slow {
-                        last_read += self.between(500 * US, 8_000 * US);
-                    }
-                    self.socks[to].events.push((last_read, Raw::Read));
-                }
-                whole = (ready, last_read);
-                if arrived >= chunk.head.max(1) && (chunk.head > 0 || arrived == chunk.len) && head.is_none() {
-                    head = Some(whole);
-                }
-            }
-            let head = head.unwrap_or(whole);
-            seen.push(Seen { send: chunk.at, head_ready: head.0, head_recv: head.1, ready: whole.0, recv: whole.1 });
-        }
-        self.conns[conn].ways[way] = Way { last_arrival, last_read, bytes };
-        seen
-    }
-
-    /// The same chunks as a proxy sends them on, from `not_before`.
-    fn forward(&mut self, chunks: &[Chunk], seen: &[Seen], not_before: u64, encrypted: bool) -> Vec<Chunk> {
-        let mut at = not_before;
-        let mut list = Vec::new();
-        for (chunk, seen) in chunks.iter().zip(seen) {
-            at = at.max(seen.recv + self.delay(10 * US, 60 * US)) + self.between(1_000, 4_000);
-            let mut chunk = chunk.clone();
-            chunk.at = at;
-            if encrypted {
-                chunk.len += 22;
-                chunk.prefix = vec![23, 3, 3, 0x10, 0, 1, 2, 3];
-                chunk.head = 0;
-            }
-            list.push(chunk);
-        }
-        list
-    }
-
     /// How many parts a message has, of which `several` of 10,000 have more than one.
     fn parts(&mut self, several: u32) -> usize {
         match (self.pausing, self.chance(several)) {
@@ -334,12 +167,6 @@ impl Builder {
             (false, true) => self.rng.random_range(2..5),
             (false, false) => 1,
         }
-    }
-
-    /// Where a connection's next byte of a direction lies, twice.
-    fn position(&self, conn: usize, way: usize) -> (u64, u64) {
-        let bytes = self.conns[conn].ways[way].bytes;
-        (bytes, bytes)
     }
 
     fn request_chunks(&mut self, n: usize, at: u64, parts: usize) -> Vec<Chunk> {
@@ -370,58 +197,38 @@ impl Builder {
         list
     }
 
-    /// A connection of the pool that is idle at `at`, or a new one, or the first that will be: and from when it can be used.
-    fn upstream(&mut self, server: usize, at: u64) -> (usize, u64, Option<(u64, u64)>) {
-        let idle = self.outbound[server].iter().rev().copied().find(|&c| self.conns[c].free_at <= at);
-        if let Some(conn) = idle {
-            return (conn, at, None);
+    /// What the router says of an attempt that was made at `at` and ended at `ended`; `None` if it says nothing.
+    fn router_log(
+        &mut self,
+        request: &HopSide,
+        (at, ended): (u64, u64),
+        [tx, rx]: [u64; 2],
+        [local, remote]: [SocketAddr; 2],
+        status: u16,
+    ) {
+        if !self.config.logs_attempts() {
+            return;
         }
-        if self.outbound[server].len() >= self.config.pool {
-            let pool = &self.outbound[server];
-            let first = pool.iter().copied().min_by_key(|&c| self.conns[c].free_at).expect("a pool");
-            let at = self.conns[first].free_at + self.between(2 * US, 20 * US);
-            return (first, at, None);
+        let wall = at.cast_signed() + WALL;
+        let since = |instant: u64| Some(DurationNs((instant - at).cast_signed()));
+        let log = HopSide {
+            access_log_type: AccessLogType::UpstreamEnd,
+            start_time: WallTime(wall - wall.rem_euclid(1_000)),
+            timings: HopTimings {
+                time_to_first_upstream_tx_byte: since(tx),
+                time_to_first_upstream_rx_byte: since(rx),
+                duration: since(ended),
+                ..HopTimings::default()
+            },
+            upstream_local_address: Some(UpstreamLocalAddr(local)),
+            upstream_remote_address: Some(UpstreamRemoteAddr(remote)),
+            upstream_request_attempt_count: None,
+            response_code: Some(status),
+            ..request.clone()
+        };
+        if !self.chance(self.config.log_loss) {
+            self.logs.push((ended, log));
         }
-        let remote = SocketAddr::from((server_ip(server), 9080));
-        let port = self.port(at, |client, _| client.remote == remote && client.netns == 1);
-        let local = SocketAddr::from((CLIENT_IP, port));
-        let accepts = SocketAddr::from((server_ip(server), 15_006));
-        let ends = [(1, local, remote), (2 + server as u32, accepts, local)];
-        let (conn, mut usable) = self.open(at, ends, server, (10 * US, 200 * US));
-        if self.config.tls {
-            let begun = usable + self.between(5 * US, 50 * US);
-            usable = self.handshake(conn, begun);
-        }
-        self.outbound[server].push(conn);
-        (conn, usable + self.between(1_000, 3_000), Some((at, usable)))
-    }
-
-    /// TLS 1.3 with a client's certificate. Returns when the client sent its last flight, after which it may send data.
-    fn handshake(&mut self, conn: usize, at: u64) -> u64 {
-        let record = |kind: u8, at, len| Chunk { at, len, prefix: vec![kind, 3, 3, 1, 0, 9, 9], head: 0 };
-        let hello = self.cross(conn, false, &[record(22, at, 517)]);
-        let at = hello[0].recv + self.between(100 * US, 400 * US);
-        let flight = self.cross(conn, true, &[record(22, at, 2_100)]);
-        let at = flight[0].recv + self.between(100 * US, 400 * US);
-        let finished = self.cross(conn, false, &[record(20, at, 1_900)]);
-        let tickets = finished[0].recv + self.between(10 * US, 60 * US);
-        let more = self.between(500, 9_000);
-        self.cross(conn, true, &[record(23, tickets, 600), record(23, tickets + more, 600)]);
-        at
-    }
-
-    fn server_upstream(&mut self, server: usize, at: u64) -> (usize, u64) {
-        let idle = self.inbound[server].iter().rev().copied().find(|&c| self.conns[c].free_at <= at);
-        if let Some(conn) = idle {
-            return (conn, at);
-        }
-        let app = SocketAddr::from((server_ip(server), 9080));
-        let netns = 2 + server as u32;
-        let port = self.port(at, |client, _| client.netns == netns && client.remote == app);
-        let local = SocketAddr::from(([127, 0, 0, 6], port));
-        let (conn, usable) = self.open(at, [(netns, local, app), (netns, app, local)], server, (3 * US, 12 * US));
-        self.inbound[server].push(conn);
-        (conn, usable + self.between(1_000, 5_000))
     }
 
     fn log(&self, side: Side, server: usize, n: usize, start: u64) -> HopSide {
@@ -432,33 +239,16 @@ impl Builder {
         let id = if self.config.shared_ids { n / 7 % 3 } else { n };
         let wall = start.cast_signed() + WALL;
         HopSide {
-            node: NodeId(node.into()),
             side: Some(side),
-            protocol: HopProtocol::Http11,
-            access_log_type: AccessLogType::DownstreamEnd,
-            start_time: WallTime(wall - wall.rem_euclid(1_000)),
-            timings: HopTimings::default(),
-            downstream_direct_remote_address: None,
-            downstream_remote_address: None,
-            downstream_local_address: None,
-            upstream_local_address: None,
-            upstream_remote_address: None,
-            upstream_cluster: None,
-            route_name: None,
             upstream_request_attempt_count: Some(1),
-            response_flags: vec![],
             request_id: Some(RequestId(format!("00000000-0000-4000-8000-{id:012}").into())),
-            stream_id: None,
-            method: None,
-            authority: None,
             path: Some(format!("/r{n}").into()),
-            response_code: None,
-            response_code_details: None,
-            request_body_bytes: 0,
-            response_body_bytes: 0,
-            tls_sni_hostname: None,
-            downstream_tls: false,
-            details: HopDetails::default(),
+            ..HopSide::bare(
+                NodeId(node.into()),
+                HopProtocol::Http11,
+                AccessLogType::DownstreamEnd,
+                WallTime(wall - wall.rem_euclid(1_000)),
+            )
         }
     }
 
@@ -579,7 +369,8 @@ impl Builder {
         } else {
             let mut at = start + self.delay(10 * US, 150 * US);
             if self.chance(self.config.retries) {
-                let (failed, _, at_s3, ..) = self.attempt(n, server, at, &chunks, &seen, 503);
+                let (failed, _, at_s3, marks, ends) = self.attempt(n, server, at, &chunks, &seen, 503);
+                self.router_log(&log, (at, at_s3[at_s3.len() - 1].recv), marks, ends, 503);
                 at = at_s3[at_s3.len() - 1].recv + self.between(20 * US, 400 * US);
                 attempts.push(failed);
                 log.upstream_request_attempt_count = Some(2);
@@ -588,6 +379,13 @@ impl Builder {
             let (attempt, relayed, at_s3, [tx, rx], [upstream_local, upstream_remote]) =
                 self.attempt(n, server, at, &chunks, &seen, status);
             attempts.push(attempt);
+            self.router_log(
+                &log,
+                (at, at_s3[at_s3.len() - 1].recv),
+                [tx, rx],
+                [upstream_local, upstream_remote],
+                status,
+            );
             log.timings.time_to_first_upstream_tx_byte = since(tx);
             log.timings.time_to_first_upstream_rx_byte = since(rx);
             log.upstream_local_address = Some(UpstreamLocalAddr(upstream_local));
@@ -666,158 +464,4 @@ pub(crate) fn record(config: &Config) -> World {
         };
     }
     finish(b)
-}
-
-fn finish(mut b: Builder) -> World {
-    let mut starts: Vec<u64> = b.requests.iter().map(|r| r.request.send).collect();
-    starts.sort_unstable();
-    let at = |percent: u32| starts[(starts.len() - 1) * percent as usize / 100];
-    let from = if b.config.window.0 == 0 { 0 } else { at(b.config.window.0) };
-    let latest = b.socks.iter().flat_map(|s| s.events.iter().map(|e| e.0)).max().unwrap_or(0);
-    let to = if b.config.window.1 >= 100 { latest + 5_000_000 } else { at(b.config.window.1) };
-    let mut lossy = HashSet::new();
-    let mut moved: BTreeMap<u64, Moved> = BTreeMap::new();
-    let mut delivered: Vec<Delivered> = Vec::new();
-    let loss = b.config.loss;
-    let mut rng = StdRng::seed_from_u64(b.config.seed ^ 0x5eed);
-    for (i, sock) in b.socks.iter_mut().enumerate() {
-        sock.events.sort_by_key(|e| e.0);
-        let (mut written, mut arrived, mut read) = (sock.isn, sock.peer_isn, sock.peer_isn);
-        let mut counter = 0;
-        let mut told = false;
-        let mut all = Moved::default();
-        let mut sums = [0u64; 3];
-        for (at, raw) in &sock.events {
-            match raw {
-                Raw::Send { len, .. } => {
-                    sums[0] += u64::from(*len);
-                    all.sent.push((*at, sums[0]));
-                }
-                Raw::Arrive { len } => {
-                    sums[1] += u64::from(*len);
-                    all.arrived.push((*at, sums[1]));
-                }
-                Raw::Read => {
-                    sums[2] = sums[1];
-                    all.read.push((*at, sums[2]));
-                }
-                Raw::State(..) => {}
-            }
-        }
-        moved.insert(i as u64 + 1, all);
-        for (at, raw) in &sock.events {
-            let kind = match raw {
-                Raw::Send { len, prefix } => {
-                    let seq = SeqNo(written);
-                    written = written.wrapping_add(*len);
-                    Owned::Send { seq, len: *len, prefix: prefix.clone() }
-                }
-                Raw::Arrive { len } => {
-                    arrived = arrived.wrapping_add(*len);
-                    Owned::Ready { rcv_nxt: SeqNo(arrived), copied_seq: SeqNo(read) }
-                }
-                Raw::Read => {
-                    let len = arrived.wrapping_sub(read);
-                    read = arrived;
-                    if len == 0 {
-                        continue;
-                    }
-                    Owned::Recv { copied_seq: SeqNo(read), len }
-                }
-                Raw::State(old, new) => Owned::State { old: *old, new: *new, write_seq: SeqNo(written) },
-            };
-            if *at < from || *at > to {
-                continue;
-            }
-            let cookie = SocketCookie(i as u64 + 1);
-            let identity =
-                Identity { netns: NetnsId(sock.netns), local: LocalAddr(sock.local), remote: PeerAddr(sock.remote) };
-            let lost = rng.random_range(0..10_000) < loss;
-            if lost {
-                lossy.insert(cookie.0);
-            } else {
-                let announce = (!told).then_some(identity);
-                told = true;
-                delivered.push((*at, cookie, counter, Tgid(i as u32 % 7 + 1), kind, announce));
-            }
-            counter += 1;
-        }
-    }
-    delivered.sort_by_key(|e| (e.0, e.1, e.2));
-    let (sockets, messages, streams) = assemble(&delivered, to);
-    let mut samples = Vec::new();
-    for second in 0..=(to / 1_000_000_000 + 1) {
-        let monotonic = second * 1_000_000_000;
-        let noise = rng.random_range(-1_500..1_500);
-        samples.push(ClockSample {
-            monotonic: MonotonicNs(monotonic),
-            wall: WallTime(monotonic.cast_signed() + WALL + noise),
-        });
-    }
-    // Envoy flushes once a second: what ended less than that before the beginning still comes.
-    let logs = b.logs.into_iter().filter(|(ended, _)| *ended + 1_000_000_000 > from).map(|(_, log)| log).collect();
-    World {
-        sockets,
-        messages,
-        streams,
-        logs,
-        clock: ClockAnchor::new(samples),
-        window: (MonotonicNs(from), MonotonicNs(to)),
-        requests: b.requests,
-        lossy,
-        moved,
-    }
-}
-
-/// Instant, socket, counter, process, what happened, and who the socket is where that is announced.
-type Delivered = (u64, SocketCookie, u32, Tgid, Owned, Option<Identity>);
-
-/// A probe's record that owns its bytes.
-enum Owned {
-    Send { seq: SeqNo, len: u32, prefix: Vec<u8> },
-    Ready { rcv_nxt: SeqNo, copied_seq: SeqNo },
-    Recv { copied_seq: SeqNo, len: u32 },
-    State { old: TcpState, new: TcpState, write_seq: SeqNo },
-}
-
-fn assemble(events: &[Delivered], end: u64) -> (Vec<Socket>, Vec<Message>, Vec<Http2Stream>) {
-    let mut assembler = Assembler::new(Limits::default());
-    let mut sink = Collected::default();
-    let mut tick = 0;
-    for (at, socket, counter, tgid, owned, announce) in events {
-        while tick + 20_000_000 < *at {
-            tick = if tick == 0 { *at } else { tick + 20_000_000 };
-            assembler.tick(MonotonicNs(tick), &mut sink);
-        }
-        let event = |kind| RawEvent {
-            socket: *socket,
-            counter: *counter,
-            at: MonotonicNs(*at),
-            tgid: *tgid,
-            srtt: None,
-            extra: Extra::default(),
-            kind,
-        };
-        if let Some(identity) = announce {
-            assembler.push(&event(RawKind::Announce(*identity)), &mut sink);
-        }
-        let kind = match owned {
-            Owned::Send { seq, len, prefix } => {
-                RawKind::Send { seq: *seq, len: *len, prefix: &prefix[..prefix.len().min(512)] }
-            }
-            Owned::Ready { rcv_nxt, copied_seq } => {
-                RawKind::Ready { rcv_nxt: *rcv_nxt, copied_seq: *copied_seq, fin: false }
-            }
-            Owned::Recv { copied_seq, len } => RawKind::Recv { copied_seq: *copied_seq, len: *len, fin: false },
-            Owned::State { old, new, write_seq } => RawKind::State { old: *old, new: *new, write_seq: *write_seq },
-        };
-        assembler.push(&event(kind), &mut sink);
-    }
-    assembler.tick(MonotonicNs(end), &mut sink);
-    assembler.finish(&mut sink);
-    let mut sockets: BTreeMap<SocketCookie, Socket> = BTreeMap::new();
-    for socket in sink.sockets {
-        sockets.insert(socket.cookie, socket);
-    }
-    (sockets.into_values().collect(), sink.messages, sink.streams)
 }

@@ -1,6 +1,7 @@
 //! One request in numbers: its segments, and the instants on its six sockets.
 
 use super::bars::class;
+use super::waterfall::outcome;
 use crate::safe::visible;
 use crate::text;
 use meshdiff_analyzer::{AttributedRequest, Vantage};
@@ -42,6 +43,13 @@ pub(super) fn facts(r: &AttributedRequest) -> Vec<String> {
     }
     if let Some(attempts) = r.attempts.filter(|a| *a > 1) {
         out.push(format!("{attempts} attempts"));
+    }
+    for (i, one) in r.tries.iter().enumerate() {
+        let at = one.began.zip(r.start_monotonic).map(|(at, start)| format!(", +{}", text::exact(at - start)));
+        let took = one.began.zip(one.ended).map(|(from, to)| format!(", took {}", text::exact(to - from)));
+        let answered = if one.answered { ", answered" } else { "" };
+        let [at, took] = [at, took].map(Option::unwrap_or_default);
+        out.push(format!("attempt {}{}{at}{took}{answered}", i + 1, outcome(one)));
     }
     if !r.response_flags.is_empty() {
         out.push(format!("flags {}", r.response_flags.iter().map(|f| visible(f)).collect::<Vec<_>>().join(", ")));

@@ -1,16 +1,13 @@
 //! The slowest requests in time: each request's way over its six sockets, and beneath it the calls that it caused.
-//!
-//! Instants of two nodes are never subtracted. Within one node (client application, client sidecar) they are; the server's
-//! half is placed by its own instants if both directions of the network then take no negative time, which they do
-//! when both halves were stamped by one clock, and in the middle of the network's time otherwise (and the page says so).
 
 use super::MAX_WATERFALLS;
 use super::bars::{class, percent};
 use super::hops::EndView;
 use super::numbers::{SegmentLine, SocketLine, facts, segment_lines, socket_lines};
+use crate::clocks::Origins;
 use crate::safe::{shorten, visible};
 use crate::text;
-use meshdiff_analyzer::AttributedRequest;
+use meshdiff_analyzer::{AttributedRequest, Try};
 use meshdiff_model::{Crossing, DurationNs, MonotonicNs, Segment};
 
 /// Requests drawn within one waterfall; the rest is counted.
@@ -79,24 +76,6 @@ pub(super) struct SpanView {
     pub(super) tip: String,
 }
 
-/// How a node's clock is shown: display time = instant − origin.
-#[derive(Clone, Copy)]
-struct Origin(i128);
-
-impl Origin {
-    fn show(self, at: MonotonicNs) -> i64 {
-        i64::try_from(i128::from(at.0) - self.0).unwrap_or(0)
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Origins {
-    client: Option<Origin>,
-    server: Option<Origin>,
-    /// The server's half was put in the middle.
-    centred: bool,
-}
-
 impl WaterfallsView {
     pub(super) fn of(list: &[AttributedRequest]) -> Self {
         let parent = |i: usize| list[i].parent.filter(|p| *p < i);
@@ -163,29 +142,6 @@ impl WaterfallView {
             rows,
             notes,
         }
-    }
-}
-
-impl Origins {
-    fn of(r: &AttributedRequest, inherited: Option<Origin>, wall: i128) -> Self {
-        let client = r.start_monotonic.map(|start| inherited.unwrap_or(Origin(i128::from(start.0) - wall)));
-        let (sent, got) = (r.request_crossings[1].send, r.response_crossings[1].ready);
-        let (arrived, answered) = (r.request_crossings[1].ready, r.response_crossings[1].send);
-        let (server, centred) = match (client, sent, got, arrived, answered) {
-            (Some(client), Some(sent), Some(got), Some(arrived), Some(answered)) => {
-                if arrived >= sent && got >= answered {
-                    (Some(client), false)
-                } else {
-                    // Two durations of two clocks; what is left is the network's, half of it on each way.
-                    let network = (got - sent).0 - (answered - arrived).0;
-                    let shown = i128::from(client.show(sent)) + i128::from(network / 2);
-                    (Some(Origin(i128::from(arrived.0) - shown)), true)
-                }
-            }
-            // Without the network's instants only a half is known; one clock is the likeliest, and bounds it.
-            (client, ..) => (client, false),
-        };
-        Self { client, server, centred }
     }
 }
 
@@ -311,7 +267,8 @@ fn timed(r: &AttributedRequest, o: Origins, start: i64) -> Option<Vec<Span>> {
     const THERE: &str = ", request";
     const BACK: &str = ", response";
     let retry = r.attribution.segments().get(Segment::Retry).unwrap_or_default().0;
-    let sent = c(q2.send);
+    // What was never sent ends with its last attempt's beginning.
+    let sent = c(q2.send.or_else(|| r.tries.iter().find(|t| t.answered)?.began));
     add(Segment::ClientLoopback, THERE, Some(start), Some(s2));
     add(Segment::ClientSidecar, THERE, Some(s2), sent.map(|t| t - retry));
     add(Segment::Retry, "", sent.map(|t| t - retry), sent);
@@ -321,10 +278,13 @@ fn timed(r: &AttributedRequest, o: Origins, start: i64) -> Option<Vec<Span>> {
     add(Segment::Network, THERE, sent, s(q2.ready));
     add(Segment::ServerSidecar, THERE, s(q2.ready), s(q3.send));
     add(Segment::ServerLoopback, THERE, s(q3.send), s(q3.ready));
-    add(Segment::ServerApp, "", s(q3.ready), s(p3.send));
+    let told = !r.attribution.spans().is_empty();
+    if !told {
+        add(Segment::ServerApp, "", s(q3.ready), s(p3.send));
+    }
     // While the request's body is under way, the application cannot be blamed for all of the time.
     let body_end = s(q3.last_ready).zip(s(p3.send)).map(|(a, b)| a.min(b));
-    if r.attribution.segments().get(Segment::Transfer).is_some() {
+    if !told && r.attribution.segments().get(Segment::Transfer).is_some() {
         add(Segment::Transfer, ", request body", s(q3.ready), body_end);
     }
     add(Segment::ServerLoopback, BACK, s(p3.send), s(p3.ready));
@@ -332,9 +292,57 @@ fn timed(r: &AttributedRequest, o: Origins, start: i64) -> Option<Vec<Span>> {
     add(Segment::Network, BACK, s(p2.send), c(p2.ready));
     add(Segment::ClientSidecar, BACK, c(p2.ready), c(p1.send));
     add(Segment::ClientLoopback, BACK, c(p1.send), Some(s1));
-    tail(r, &mut out, s1, end, o);
+    if told {
+        body(r, &mut out, o);
+    } else {
+        tail(r, &mut out, s1, end, o);
+    }
+    attempts(r, &mut out, client);
     queues(r, &mut out, o);
     Some(out)
+}
+
+/// Body time as it was measured: until the server application answered by its clock, and from the response's head on by the client's.
+fn body(r: &AttributedRequest, out: &mut Vec<Span>, o: Origins) {
+    let served = r.request_crossings[2].ready.zip(r.response_crossings[2].send);
+    for span in r.attribution.spans() {
+        let of_server = served.is_some_and(|(from, to)| from <= span.from && span.to <= to);
+        let Some(origin) = (if of_server { o.server } else { o.client }) else { continue };
+        let detail = span.detail.map_or_else(String::new, |d| format!(", {}", text::detail(d)));
+        out.push(Span {
+            class: class(span.segment),
+            name: format!("{}{detail}", text::segment(span.segment)),
+            from: origin.show(span.from),
+            to: origin.show(span.to),
+        });
+    }
+}
+
+/// Attempts before the one that was answered; between them, striped, the sidecar waited before it tried again.
+fn attempts(r: &AttributedRequest, out: &mut Vec<Span>, client: Origin) {
+    let Some(until) = r.tries.iter().find(|t| t.answered).and_then(|t| t.began) else { return };
+    let before: Vec<_> = r.tries.iter().filter(|t| t.began.is_some_and(|at| at < until)).collect();
+    for (i, one) in before.iter().enumerate() {
+        let Some(began) = one.began else { continue };
+        let ended = one.ended.map_or(until, |at| at.min(until));
+        let name = format!("Attempt {} of {}{}", i + 1, r.tries.len(), outcome(one));
+        out.push(Span { class: class(Segment::Retry), name, from: client.show(began), to: client.show(ended) });
+        let next = before.get(i + 1).and_then(|t| t.began).unwrap_or(until);
+        if next > ended {
+            let name = "Waiting before the next attempt".to_owned();
+            let class = format!("{} calls", class(Segment::Retry));
+            out.push(Span { class, name, from: client.show(ended), to: client.show(next) });
+        }
+    }
+}
+
+/// What came of an attempt, in words.
+pub(super) fn outcome(one: &Try) -> String {
+    let host = one.address.as_deref().map_or_else(String::new, |a| format!(" to {}", visible(a)));
+    let code = one.response_code.map_or_else(|| "no answer".to_owned(), |code| code.to_string());
+    let flags: Vec<String> = one.response_flags.iter().map(|f| visible(f)).collect();
+    let flags = if flags.is_empty() { String::new() } else { format!(" ({})", flags.join(", ")) };
+    format!("{host}: {code}{flags}")
 }
 
 /// From the response's head at the client until its last byte was read: the server still sending, bytes under way, the

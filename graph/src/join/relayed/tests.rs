@@ -1,9 +1,9 @@
 use super::super::join;
 use crate::samples::{crossed, get, socket, status};
 use meshdiff_model::{
-    AccessLogType, ClockAnchor, ClockSample, Content, DownstreamDirectRemoteAddr, HopDetails, HopProtocol, HopSide,
-    HopTimings, JoinOutcome, JoinedHop, Link, Message, MonotonicNs, NodeId, PeerAddr, Side, Socket, TlsInfo,
-    UnmatchedReason, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
+    AccessLogType, ClockAnchor, ClockSample, Content, DownstreamDirectRemoteAddr, HopProtocol, HopSide, JoinOutcome,
+    JoinedHop, Link, Message, MonotonicNs, NodeId, PeerAddr, Side, Socket, TlsInfo, UnmatchedReason, UpstreamLocalAddr,
+    UpstreamRemoteAddr, WallTime,
 };
 use std::net::SocketAddr;
 
@@ -28,33 +28,17 @@ fn address(text: &str) -> SocketAddr {
 
 fn log(side: Side, from: &str, to: (&str, &str), start: i64) -> HopSide {
     HopSide {
-        node: NodeId("sidecar~10.0.0.1~a.default~x".into()),
         side: Some(side),
-        protocol: HopProtocol::Tcp,
-        access_log_type: AccessLogType::TcpConnectionEnd,
-        start_time: WallTime(start),
-        timings: HopTimings::default(),
         downstream_direct_remote_address: Some(DownstreamDirectRemoteAddr(address(from))),
-        downstream_remote_address: None,
-        downstream_local_address: None,
         upstream_local_address: Some(UpstreamLocalAddr(address(to.0))),
         upstream_remote_address: Some(UpstreamRemoteAddr(address(to.1))),
         upstream_cluster: Some("outbound|9443||echo.default.svc.cluster.local".into()),
-        route_name: None,
-        upstream_request_attempt_count: None,
-        response_flags: vec![],
-        request_id: None,
-        stream_id: None,
-        method: None,
-        authority: None,
-        path: None,
-        response_code: None,
-        response_code_details: None,
-        request_body_bytes: 0,
-        response_body_bytes: 0,
-        tls_sni_hostname: None,
-        downstream_tls: false,
-        details: HopDetails::default(),
+        ..HopSide::bare(
+            NodeId("sidecar~10.0.0.1~a.default~x".into()),
+            HopProtocol::Tcp,
+            AccessLogType::TcpConnectionEnd,
+            WallTime(start),
+        )
     }
 }
 

@@ -47,11 +47,7 @@ impl World {
             details.bytes.downstream_wire_bytes_sent = NonZeroU64::new(counted[1]);
             let vip = if side == Side::Client { "10.96.0.1:9080" } else { there };
             HopSide {
-                node: NodeId("node".into()),
                 side: Some(side),
-                protocol: HopProtocol::Http11,
-                access_log_type: AccessLogType::DownstreamEnd,
-                start_time: WallTime((start * US) as i64),
                 timings: HopTimings {
                     time_to_first_upstream_tx_byte: after(start + 50),
                     time_to_first_upstream_rx_byte: after(answered + 1),
@@ -60,26 +56,19 @@ impl World {
                     ..HopTimings::default()
                 },
                 downstream_direct_remote_address: Some(DownstreamDirectRemoteAddr(from.parse().expect("an address"))),
-                downstream_remote_address: None,
                 downstream_local_address: Some(DownstreamLocalAddr(vip.parse().expect("an address"))),
                 upstream_local_address: Some(UpstreamLocalAddr(local.parse().expect("an address"))),
                 upstream_remote_address: Some(UpstreamRemoteAddr(there.parse().expect("an address"))),
-                upstream_cluster: None,
-                route_name: None,
-                upstream_request_attempt_count: None,
-                response_flags: vec![],
-                request_id: None,
-                stream_id: None,
                 method: Some(method.into()),
-                authority: None,
                 path: Some("/".into()),
                 response_code: Some(200),
-                response_code_details: None,
-                request_body_bytes: 0,
-                response_body_bytes: 0,
-                tls_sni_hostname: None,
-                downstream_tls: false,
                 details,
+                ..HopSide::bare(
+                    NodeId("node".into()),
+                    HopProtocol::Http11,
+                    AccessLogType::DownstreamEnd,
+                    WallTime((start * US) as i64),
+                )
             }
         };
         let client = ["10.0.0.2:40000", "10.0.0.2:50000", "10.0.0.3:9080"];

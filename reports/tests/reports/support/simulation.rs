@@ -198,6 +198,8 @@ impl Simulation<'_> {
             response_code: Some(if index % 211 == 210 { 503 } else { 200 }),
             response_flags: vec![],
             attempts: Some(1),
+            tries: Vec::new(),
+            grpc_status: None,
             client: end(from, None),
             server: end(to, Some(9080)),
             start: WallTime(EPOCH + i64::try_from(at - BOOT).expect("short")),
