@@ -26,6 +26,14 @@ pub struct Tgid(pub u32);
 #[serde(transparent)]
 pub struct NodeId(pub Arc<str>);
 
+impl NodeId {
+    /// True if it is a gateway's: what calls one is outside of the mesh, and it has no application of its own.
+    #[must_use]
+    pub fn is_gateway(&self) -> bool {
+        self.0.starts_with("router~")
+    }
+}
+
 /// The value of `x-request-id`. It names a *trace* when applications forward it, so it is never a join key alone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
