@@ -1,0 +1,311 @@
+//! etcd and the API server.
+
+use crate::identity::{Authority, Identity};
+use crate::network::{API_SERVER, within};
+use crate::programs;
+use serde_json::{Value, json};
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// For what takes seconds on a machine with nothing else to do.
+const DEADLINE: Duration = Duration::from_secs(180);
+const PORT: u16 = 6443;
+
+/// A running control plane. It ends with this process.
+#[derive(Debug)]
+pub struct ControlPlane {
+    folder: PathBuf,
+    programs: PathBuf,
+    authority: Authority,
+    api_server: Mutex<Child>,
+    _etcd: Child,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The exit code.
+    pub code: Option<i32>,
+    /// What it wrote to stdout.
+    pub stdout: String,
+    /// What it wrote to stderr.
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+}
+
+impl Ended {
+    /// Asserts that it ended well. Returns what it wrote.
+    ///
+    /// # Panics
+    /// If it did not.
+    #[track_caller]
+    pub fn well(self) -> String {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.stderr, self.stdout);
+        self.stdout
+    }
+
+    /// Asserts the exit code, and that stderr says all of `words`, in sentences and not in a panic.
+    ///
+    /// # Panics
+    /// If not.
+    #[track_caller]
+    pub fn says(self, code: i32, words: &[&str]) -> Self {
+        assert_eq!(self.code, Some(code), "{}\n{}", self.stderr, self.stdout);
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is not in: {}", self.stderr);
+        }
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        self
+    }
+}
+
+impl ControlPlane {
+    /// The one of this process, started where it is not yet.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn get() -> &'static Self {
+        static ONE: OnceLock<ControlPlane> = OnceLock::new();
+        ONE.get_or_init(|| {
+            let folder = std::env::temp_dir().join(format!("meshdiff-cluster-{}", std::process::id()));
+            drop(fs::remove_dir_all(&folder));
+            fs::create_dir_all(&folder).expect("a folder");
+            Self::start(folder)
+        })
+    }
+
+    fn start(folder: PathBuf) -> Self {
+        let programs = programs();
+        let authority = Authority::new();
+        let server = authority.server(API_SERVER.parse().expect("an address"));
+        // Tokens of service accounts are signed with a key of their own.
+        let account = authority.user("service-accounts", None, false);
+        let files = [
+            ("ca.pem", authority.pem()),
+            ("server.pem", server.certificate),
+            ("server.key", server.key),
+            ("account.pem", account.certificate),
+            ("account.key", account.key),
+        ];
+        for (name, content) in files {
+            fs::write(folder.join(name), content).expect("written");
+        }
+        let etcd = spawn(etcd(&programs, &folder), &folder.join("etcd.log"));
+        let api_server = spawn(api_server(&programs, &folder), &folder.join("api-server.log"));
+        let plane = Self { folder, programs, authority, api_server: Mutex::new(api_server), _etcd: etcd };
+        plane.write_kubeconfig("admin", &plane.authority.user("admin", Some("system:masters"), false));
+        plane.wait();
+        plane
+    }
+
+    /// Waits until the API server says that it is ready.
+    ///
+    /// # Panics
+    /// If it does not within a deadline.
+    pub fn wait(&self) {
+        let started = Instant::now();
+        loop {
+            let ended = self.kubectl("admin", &["get", "--raw=/readyz", "--request-timeout=5s"], None);
+            // Roles of the system are made after the start.
+            let roles = || self.kubectl("admin", &["get", "clusterrole", "view", "--request-timeout=5s"], None);
+            if ended.code == Some(0) && roles().code == Some(0) {
+                return;
+            }
+            let log = || fs::read_to_string(self.folder.join("api-server.log")).unwrap_or_default();
+            let tail = || log().lines().rev().take(15).collect::<Vec<_>>().join("\n");
+            assert!(started.elapsed() < DEADLINE, "the API server is not ready: {}\n{}", ended.stderr, tail());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Ends the API server; etcd stays.
+    ///
+    /// # Panics
+    /// If it cannot be ended.
+    pub fn take_api_server_away(&self) {
+        let mut child = self.api_server.lock().expect("no panic");
+        child.kill().expect("it runs");
+        child.wait().expect("its end");
+    }
+
+    /// Starts the API server again, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn bring_api_server_back(&self) {
+        *self.api_server.lock().expect("no panic") =
+            spawn(api_server(&self.programs, &self.folder), &self.folder.join("api-server-2.log"));
+        self.wait();
+    }
+
+    /// Makes a user, with a kubeconfig of that name.
+    pub fn add_user(&self, name: &str, expired: bool) {
+        self.write_kubeconfig(name, &self.authority.user(name, None, expired));
+    }
+
+    /// Where a user's kubeconfig is.
+    #[must_use]
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.folder.join(format!("{user}.kubeconfig"))
+    }
+
+    fn write_kubeconfig(&self, name: &str, identity: &Identity) {
+        let path = |file: String, content: &str| {
+            let path = self.folder.join(file);
+            fs::write(&path, content).expect("written");
+            path
+        };
+        let certificate = path(format!("{name}.pem"), &identity.certificate);
+        let key = path(format!("{name}.key"), &identity.key);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": format!("https://{API_SERVER}:{PORT}"), "certificate-authority": self.folder.join("ca.pem")}}],
+            "users": [{"name": name, "user": {"client-certificate": certificate, "client-key": key}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": name, "namespace": "default"}}],
+        });
+        fs::write(self.kubeconfig(name), config.to_string()).expect("written");
+    }
+
+    /// `kubectl ARGUMENTS`, as a user.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn kubectl(&self, user: &str, arguments: &[&str], input: Option<&str>) -> Ended {
+        let mut command = Command::new(self.programs.join("kubectl"));
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig(user)).env("HOME", &self.folder);
+        run(command, input)
+    }
+
+    /// Makes or changes objects as the administrator, with the server's strict validation.
+    ///
+    /// # Panics
+    /// If the API server refuses.
+    #[track_caller]
+    pub fn apply(&self, objects: &[Value]) {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        let arguments = ["apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-"];
+        self.kubectl("admin", &arguments, Some(&list)).well();
+    }
+
+    /// Sets an object's status, which only kubelets and controllers do elsewhere.
+    ///
+    /// # Panics
+    /// If the API server refuses.
+    #[track_caller]
+    pub fn set_status(&self, namespace: &str, object: &str, status: &Value) {
+        let patch = json!({ "status": status }).to_string();
+        let arguments = ["-n", namespace, "patch", object, "--subresource=status", "--type=merge", "-p", &patch];
+        self.kubectl("admin", &arguments, None).well();
+    }
+
+    /// Runs one of the cluster's programs that need no cluster.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn tool(&self, name: &str, arguments: &[&str]) -> Ended {
+        let mut command = Command::new(self.programs.join(name));
+        command.args(arguments).env("HOME", &self.folder);
+        run(command, None)
+    }
+
+    /// `meshdiff ARGUMENTS`, as a user, in the cluster's network.
+    pub fn meshdiff(&self, program: &Path, user: &str, arguments: &[&str]) -> Ended {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig(user))
+            .env_remove("MESHDIFF_TOKEN")
+            .env("HOME", &self.folder);
+        run(command, None)
+    }
+
+    /// A folder for what a test needs.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+fn etcd(programs: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(programs.join("etcd"));
+    command.arg("--data-dir").arg(folder.join("etcd"));
+    // It keeps nothing that matters: syncing each write would only make slow disks matter.
+    command.args(["--unsafe-no-fsync", "--log-level=warn", "--listen-client-urls=http://127.0.0.1:2379"]);
+    command.args(["--advertise-client-urls=http://127.0.0.1:2379", "--listen-peer-urls=http://127.0.0.1:2380"]);
+    command
+}
+
+fn api_server(programs: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(programs.join("kube-apiserver"));
+    let file = |flag: &str, name: &str| format!("--{flag}={}", folder.join(name).display());
+    command.args([
+        file("client-ca-file", "ca.pem"),
+        file("tls-cert-file", "server.pem"),
+        file("tls-private-key-file", "server.key"),
+        file("service-account-key-file", "account.pem"),
+        file("service-account-signing-key-file", "account.key"),
+        file("cert-dir", "certs"),
+        format!("--bind-address={API_SERVER}"),
+        format!("--advertise-address={API_SERVER}"),
+        format!("--secure-port={PORT}"),
+    ]);
+    command.args([
+        "--etcd-servers=http://127.0.0.1:2379",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        "--service-cluster-ip-range=10.98.0.0/24",
+        "--authorization-mode=RBAC",
+        "--anonymous-auth=false",
+        "--allow-privileged=true",
+        "--endpoint-reconciler-type=none",
+        // There is no controller that would make the accounts and their tokens.
+        "--disable-admission-plugins=ServiceAccount",
+        "--v=1",
+    ]);
+    command
+}
+
+/// Starts a program in the cluster's network, that ends with this process.
+fn spawn(mut command: Command, log: &Path) -> Child {
+    let log = File::create(log).expect("a log");
+    within(move || {
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        ending_with_us(&mut command).spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"))
+    })
+}
+
+/// Runs a program in the cluster's network to its end.
+fn run(mut command: Command, input: Option<&str>) -> Ended {
+    let input = input.map(str::to_owned);
+    command.stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() });
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = within(move || {
+        let child = ending_with_us(&mut command).spawn();
+        child.unwrap_or_else(|e| panic!("{command:?}: {e}"))
+    });
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        // Who fails early does not read; how it ended tells more.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    child.wait_with_output().expect("its end").into()
+}
+
+/// The kernel ends it when the thread ends that started it, which lives as long as this process.
+fn ending_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl is one.
+    unsafe {
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Some(nix::sys::signal::Signal::SIGKILL))?));
+    }
+    command
+}
