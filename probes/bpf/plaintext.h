@@ -119,6 +119,19 @@ static __always_inline int tls_holds(__u32 length, __u32 plain)
 	return more == 17 || more == 24 || more == 16 || more == 9 || (!(length & 7) && more >= 21 && more <= 80);
 }
 
+// What is kept of a hello. Keys that withstand quantum computers take 1,100 to 1,600 bytes of one, and the names can be behind them.
+#define TLS_LONG_HELLO 2048
+
+// True if a send begins with a record that begins with a hello (RFC 8446, sections 4 and 5.1).
+static __always_inline int tls_hello(const void *base)
+{
+	__u8 h[6];
+
+	if (bpf_probe_read_user(h, sizeof(h), base))
+		return 0;
+	return h[0] == 22 && h[1] == 3 && (h[5] == 1 || h[5] == 2);
+}
+
 #define TLS_NONE 0	// ciphertext, or no TLS at all
 #define TLS_BEGINS 1	// the plaintext of the thread's call begins to be sent
 #define TLS_CONTINUES 2 // more of what the call has begun to send, on the same socket

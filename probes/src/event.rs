@@ -71,7 +71,7 @@ pub enum RawKind<'a> {
         seq: SeqNo,
         /// Bytes that the call asked to send.
         len: u32,
-        /// The first of them, at most 512; empty where they could not be read.
+        /// The first of them, at most 512 (2,048 of a TLS hello); empty where they could not be read.
         prefix: &'a [u8],
     },
     /// Bytes were handed to TCP that the application had encrypted with a libssl whose calls are followed.

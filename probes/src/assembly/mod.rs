@@ -37,10 +37,12 @@ use crate::event::RawEvent;
 use crate::existing::OpenSocket;
 use crate::metrics::DropReasons;
 use ahead::Ahead;
-use meshdiff_model::{DurationNs, Http2Stream, Message, MonotonicNs, Socket, SocketMetrics, TcpState, Tgid};
+use meshdiff_model::{DurationNs, Http2Stream, Message, MonotonicNs, NetnsId, Socket, SocketMetrics, TcpState, Tgid};
 use reorder::{Next, Put};
+use rustc_hash::FxHashSet;
 use socket::{Event, EventKind, SocketState};
 use sockets::{Slot, Sockets};
+use std::collections::BTreeMap;
 
 /// Takes what assembly makes.
 pub trait Sink {
@@ -121,6 +123,8 @@ pub struct AssemblyStats {
     pub late_events: u64,
     /// Messages that were emitted.
     pub messages: u64,
+    /// Sockets that the kernel had no more, and whose end was not seen: it was lost. None of them counts as closed.
+    pub vanished_sockets: u64,
     /// Sockets that ended without ever having been announced: their messages have no [`Socket`].
     pub unidentified_sockets: u64,
     /// Streams of HTTP/2 that were emitted, rows of connections among them.
@@ -222,6 +226,25 @@ impl Assembler {
         if let Some(socket) = self.sockets.get(slot) {
             socket.found_open(open, owner, at);
         }
+    }
+
+    /// Takes the lists of all connections that are open in the namespaces watched, as [`open_sockets`](crate::open_sockets) gives them; `asked`
+    /// is an instant just before the first. Where closings are lost, this bounds what is remembered by what is open: a socket that two
+    /// lists in turn miss, and that was silent since before the first of them, is over. (One list is not enough: the kernel does not
+    /// hold still while it makes one.) To be called every half a minute or so. Sockets of other namespaces are left alone; one that was
+    /// never announced may be of any.
+    pub fn still_open(&mut self, lists: &BTreeMap<NetnsId, Vec<OpenSocket>>, asked: MonotonicNs) {
+        let all = || lists.iter().flat_map(|(netns, list)| list.iter().map(|o| (*netns, o)));
+        let cookies: FxHashSet<_> = all().map(|(_, o)| o.socket).collect();
+        // Where the probes make cookies of their own, the lists' are others.
+        let addresses: FxHashSet<_> = all().map(|(n, o)| (n, o.identity.local, o.identity.remote)).collect();
+        self.sockets.each(|socket| {
+            socket.was_listed(asked, |cookie, identity| match identity {
+                Some(i) if !lists.contains_key(&i.netns) => None,
+                Some(i) => Some(cookies.contains(&cookie) || addresses.contains(&(i.netns, i.local, i.remote))),
+                None => Some(cookies.contains(&cookie)),
+            });
+        });
     }
 
     /// Gives up on events that did not come, and emits what grew old. To be called after every drain of the ring.

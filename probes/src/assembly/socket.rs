@@ -1,110 +1,23 @@
 //! One socket: its life, and the messages that are open on it.
 
+mod egress;
+mod event;
+mod ingress;
+
 use super::life::{Change, Life};
 use super::open::Open;
 use super::reorder::Reorder;
 use super::{Limits, Output, Sink};
-use crate::event::{Extra, Identity, RawEvent, RawKind};
+use crate::event::Identity;
 use crate::existing::OpenSocket;
 use crate::metrics::{Counting, Read};
-use crate::recognise::{Follower, OwnedFrames};
-use crate::recognise::{Recognised, recognise, recognise_hello, recognise_plaintext};
+use crate::recognise::{Follower, Recognised};
+use egress::Sending;
+pub(super) use event::{Event, EventKind};
+use ingress::Receiving;
 use meshdiff_model::{
-    Content, Direction, DurationNs, MonotonicNs, SeqInstant, SeqNo, SeqRange, Socket, SocketCookie, TcpState, Tgid,
-    TlsInfo,
+    Content, Direction, DurationNs, MonotonicNs, SeqInstant, SeqNo, Socket, SocketCookie, TcpState, Tgid, TlsInfo,
 };
-
-/// An event that owns what it says.
-#[derive(Debug)]
-pub(super) struct Event {
-    pub(super) counter: u32,
-    pub(super) at: MonotonicNs,
-    pub(super) tgid: Tgid,
-    pub(super) srtt: Option<DurationNs>,
-    pub(super) extra: Extra,
-    pub(super) kind: EventKind,
-}
-
-impl Event {
-    /// The event without what it borrows.
-    #[inline]
-    pub(super) fn from_raw(event: &RawEvent<'_>) -> Self {
-        let kind = match event.kind {
-            RawKind::Announce(identity) => EventKind::Announce(Box::new(identity)),
-            RawKind::Send { seq, len, prefix } => {
-                EventKind::Send { seq, len, found: recognise(prefix), hello: recognise_hello(prefix).map(Box::new) }
-            }
-            RawKind::SendPlaintext { seq, len, prefix } => EventKind::Send {
-                seq,
-                len,
-                found: recognise_plaintext(prefix),
-                hello: Some(Box::new(TlsInfo { plaintext_seen: true, ..TlsInfo::default() })),
-            },
-            RawKind::SendFrames { seq, len, frames } => {
-                EventKind::Frames { seq, len, frames: Box::new(OwnedFrames::from(frames)) }
-            }
-            RawKind::Ready { rcv_nxt, copied_seq, fin } => {
-                EventKind::Ready { end: before_fin(rcv_nxt, fin), copied_seq }
-            }
-            RawKind::Recv { copied_seq, len, fin } => EventKind::Recv { end: before_fin(copied_seq, fin), len },
-            RawKind::State { old, new, write_seq } => EventKind::State { old, new, write_seq },
-            RawKind::Held { next, len } => EventKind::Held { next, len },
-            RawKind::Retransmit { seq, len: _ } => EventKind::Retransmit { seq },
-            RawKind::Reset { received } => EventKind::Reset { received },
-            RawKind::Drop { reason } => EventKind::Drop { reason },
-        };
-        Self { counter: event.counter, at: event.at, tgid: event.tgid, srtt: event.srtt, extra: event.extra, kind }
-    }
-}
-
-/// The end of the data: a FIN takes a number of its own, which is no byte's.
-const fn before_fin(seq: SeqNo, fin: bool) -> SeqNo {
-    if fin { SeqNo(seq.0.wrapping_sub(1)) } else { seq }
-}
-
-/// What happened. Ends are the data's: a FIN's number is taken off.
-#[derive(Debug)]
-pub(super) enum EventKind {
-    /// Which socket it is. It has no place among the others.
-    Announce(Box<Identity>),
-    Send {
-        seq: SeqNo,
-        len: u32,
-        found: Option<Recognised>,
-        hello: Option<Box<TlsInfo>>,
-    },
-    Frames {
-        seq: SeqNo,
-        len: u32,
-        frames: Box<OwnedFrames>,
-    },
-    Ready {
-        end: SeqNo,
-        copied_seq: SeqNo,
-    },
-    Recv {
-        end: SeqNo,
-        len: u32,
-    },
-    State {
-        old: TcpState,
-        new: TcpState,
-        write_seq: SeqNo,
-    },
-    Held {
-        next: SeqNo,
-        len: u32,
-    },
-    Retransmit {
-        seq: SeqNo,
-    },
-    Reset {
-        received: bool,
-    },
-    Drop {
-        reason: u32,
-    },
-}
 
 /// How many times the usual number of instants a message may have where several requests share the socket.
 const MULTIPLEXED: usize = 16;
@@ -137,40 +50,21 @@ pub(super) struct SocketState {
     /// Follows the frames that it sends, if it looks like HTTP/2.
     http2: Option<Box<Follower>>,
 
+    /// The kernel's list of open connections does not have it.
+    missing: Option<Missing>,
     /// When its state was emitted last.
     reported: Option<MonotonicNs>,
     /// Something changed since.
     changed: bool,
 }
 
-/// The direction in which the socket sends.
-#[derive(Debug)]
-struct Sending {
-    open: Option<Open>,
-    /// The next send begins a turn.
-    turned: bool,
-    /// Something was sent.
-    begun: bool,
-    /// Events may be missing before the next message.
-    gap: bool,
-}
-
-/// The direction in which it receives.
-#[derive(Debug)]
-struct Receiving {
-    open: Option<Open>,
-    /// A message that is over but not read to its end.
-    unread: Option<Open>,
-    /// The next bytes begin a turn.
-    turned: bool,
-    /// Events may be missing before the next bytes.
-    gap: bool,
-    /// Events may be missing before the next read.
-    recv_gap: bool,
-    /// End of what is known to have arrived.
-    end: Option<SeqNo>,
-    /// End of what is known to have been read.
-    read: Option<SeqNo>,
+/// A socket was not among those that the kernel listed.
+#[derive(Clone, Copy, Debug)]
+struct Missing {
+    /// When it was asked for the first list without it.
+    since: MonotonicNs,
+    /// The list after that one was without it too.
+    twice: bool,
 }
 
 impl SocketState {
@@ -203,6 +97,7 @@ impl SocketState {
                 read: None,
             },
             http2: None,
+            missing: None,
             reported: None,
             changed: false,
         }
@@ -309,78 +204,6 @@ impl SocketState {
         self.counting.tick(now, &mut |row| out.sink.metrics(row));
     }
 
-    /// At this instant everything before its number had left, and the rest of what was sent had not.
-    fn held(&mut self, until: SeqInstant, limits: &Limits) {
-        if let Some(open) = self.egress.open.as_mut().filter(|o| until.seq.before(o.end)) {
-            open.held(until, limits.instants);
-        }
-    }
-
-    fn retransmit(&mut self, first: SeqInstant, limits: &Limits) {
-        // A segment of a message that is over belongs to none: it is counted all the same.
-        if let Some(open) = self.egress.open.as_mut().filter(|o| !first.seq.before(o.start) && first.seq.before(o.end))
-        {
-            open.retransmit(first, limits.instants);
-        }
-    }
-
-    #[inline]
-    fn send(&mut self, begin: SeqInstant, len: u32, found: Option<Recognised>, out: &mut Output<'_, impl Sink>) {
-        let end = begin.seq.advance(len);
-        self.egress.begun = true;
-        let limit = self.most_instants(out.limits);
-        if let Some(open) = &mut self.egress.open {
-            if let Some(last) = open.sends.last()
-                && last.seq == begin.seq
-            {
-                // The same bytes are offered again, TCP took none of them before. They count from the first offer: what they
-                // waited for since is TCP's.
-                open.end = end;
-                self.egress.turned = false;
-                return;
-            }
-            open.truncate(begin.seq);
-            // Bytes that no event spoke of (a way to send that the probes do not see) are a gap like any other.
-            self.egress.gap |= open.end != begin.seq;
-        }
-        let cut = self.egress.gap
-            || self.egress.turned
-            || self.is_new_head(found.as_ref())
-            || (self.is_http2() && self.egress.open.as_ref().is_some_and(|o| o.sends.len() >= limit));
-        let response_fits = self.egress.turned
-            || self
-                .egress
-                .open
-                .as_ref()
-                .is_some_and(|o| o.content.is_interim_response() || self.is_before_plaintext(o));
-        if cut {
-            self.close_egress(out);
-        }
-        let gap = &mut self.egress.gap;
-        let is_new = self.egress.open.is_none();
-        // Made where it stays: it is large.
-        let open = self
-            .egress
-            .open
-            .get_or_insert_with(|| Open::new(SeqRange { start: begin.seq, end }, begin.at, std::mem::take(gap)));
-        if is_new
-            && let Some(found) = found
-            && (response_fits || !matches!(found.content, Content::Http1Response { .. }))
-        {
-            open.head_end = found.head_len.map(|len| begin.seq.advance(len));
-            open.content = found.content;
-        }
-        open.end = end;
-        open.sends.push(begin, limit);
-        self.egress.turned = false;
-
-        // The conversation turns: what came in before is over.
-        self.ingress.turned = true;
-        if self.ingress.open.as_ref().is_some_and(Open::is_read) {
-            self.close_ingress(out);
-        }
-    }
-
     /// Remembers that the socket speaks TLS. A hello says so anywhere (after a STARTTLS, in a CONNECT's tunnel); any other record only
     /// where nothing was recognised before, because a body can hold such bytes.
     #[inline]
@@ -405,101 +228,6 @@ impl SocketState {
     #[inline]
     fn most_instants(&self, limits: &Limits) -> usize {
         if self.is_http2() { limits.instants * MULTIPLEXED } else { limits.instants }
-    }
-
-    /// True if what was found begins a message of its own, also within a turn.
-    #[inline]
-    fn is_new_head(&self, found: Option<&Recognised>) -> bool {
-        let (Some(found), Some(open)) = (found, &self.egress.open) else { return false };
-        match &found.content {
-            Content::Unknown => false,
-            Content::Http1Request { .. } | Content::Http2Preface => true,
-            // A body can begin like a response; a response that follows an interim one is one.
-            Content::Http1Response { .. } => open.content.is_interim_response() || self.is_before_plaintext(open),
-            Content::TlsHandshake | Content::TlsApplicationData => open.content != found.content,
-        }
-    }
-
-    /// True for what libssl sends of its own (its half of a handshake, session tickets) where the application's plaintext is told apart:
-    /// what comes next may be a response.
-    fn is_before_plaintext(&self, open: &Open) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.plaintext_seen)
-            && matches!(open.content, Content::TlsHandshake | Content::TlsApplicationData)
-    }
-
-    /// Bytes up to `end` have arrived, of which those from `unread` on were not read yet.
-    #[inline]
-    fn arrived(&mut self, end: SeqNo, unread: SeqNo, at: MonotonicNs, out: &mut Output<'_, impl Sink>) -> bool {
-        let start = self.ingress.end.unwrap_or(unread);
-        if !start.before(end) {
-            return false;
-        }
-        let full = |o: &Open| o.readies.len().max(o.recvs.len()) >= self.most_instants(out.limits);
-        if self.ingress.turned || self.ingress.gap || (self.is_http2() && self.ingress.open.as_ref().is_some_and(full))
-        {
-            self.close_ingress(out);
-            self.ingress.turned = false;
-        }
-        let gap = &mut self.ingress.gap;
-        let open = self.ingress.open.get_or_insert_with(|| Open::new(SeqRange { start, end }, at, std::mem::take(gap)));
-        open.end = end;
-        self.ingress.end = Some(end);
-        self.egress.turned = true;
-        true
-    }
-
-    #[inline]
-    fn ready(&mut self, until: SeqInstant, copied_seq: SeqNo, out: &mut Output<'_, impl Sink>) {
-        let limit = self.most_instants(out.limits);
-        // No new byte: a FIN, or a call that comes late.
-        if self.arrived(until.seq, copied_seq, until.at, out)
-            && let Some(open) = &mut self.ingress.open
-        {
-            open.readies.push(until, limit);
-        }
-    }
-
-    #[inline]
-    fn recv(&mut self, until: SeqInstant, len: u32, out: &mut Output<'_, impl Sink>) {
-        let SeqInstant { seq: end, at } = until;
-        let begin = SeqNo(end.0.wrapping_sub(len));
-        let limit = self.most_instants(out.limits);
-        // Bytes can be read before anybody was told of them (SO_RCVLOWAT, or the telling was lost): they were ready by then.
-        let ready_gap = self.ingress.gap;
-        if self.arrived(end, begin, at, out)
-            && let Some(open) = &mut self.ingress.open
-        {
-            open.readies.push(until, limit);
-            // A lost event may have told of more bytes than these.
-            self.ingress.gap = ready_gap;
-        }
-        let recv_gap = std::mem::replace(&mut self.ingress.recv_gap, false);
-        let read_before = self.ingress.read.replace(end).unwrap_or(begin);
-        if !read_before.before(end) {
-            return;
-        }
-        let mut kept = false;
-        if let Some(unread) = self.ingress.unread.as_mut().filter(|o| o.start.before(end)) {
-            let covered = if unread.end.before(end) { unread.end } else { end };
-            unread.recvs.push(SeqInstant { seq: covered, at }, limit);
-            kept = true;
-            if unread.is_read() {
-                self.emit_unread(out);
-            }
-        }
-        if let Some(open) = self.ingress.open.as_mut().filter(|o| o.start.before(end)) {
-            open.recvs.push(until, limit);
-            kept = true;
-            if self.ingress.turned && open.is_read() {
-                self.close_ingress(out);
-            }
-        }
-        if !kept {
-            // Their message was emitted before they were read, and none waits for them any more: they make one of their own.
-            let mut piece = Open::new(SeqRange { start: read_before, end }, at, recv_gap);
-            piece.recvs.push(until, limit);
-            out.message(piece.finish(self.cookie, Direction::Ingress));
-        }
     }
 
     fn state(&mut self, new: TcpState, write_seq: SeqNo, at: MonotonicNs, out: &mut Output<'_, impl Sink>) {
@@ -552,13 +280,6 @@ impl SocketState {
         }
     }
 
-    fn end_egress(&mut self, write_seq: SeqNo, out: &mut Output<'_, impl Sink>) {
-        if let Some(open) = &mut self.egress.open {
-            open.truncate(write_seq);
-        }
-        self.close_egress(out);
-    }
-
     /// Events were lost: nothing is known of what happened meanwhile, in either direction.
     pub(super) fn gap(&mut self, events: u32, out: &mut Output<'_, impl Sink>) {
         self.lost += u64::from(events);
@@ -576,38 +297,6 @@ impl SocketState {
         self.egress.turned = true;
         self.ingress.gap = true;
         self.ingress.recv_gap = true;
-    }
-
-    #[inline]
-    fn close_egress(&mut self, out: &mut Output<'_, impl Sink>) {
-        if let Some(open) = &mut self.egress.open {
-            out.message(open.finish(self.cookie, Direction::Egress));
-            self.egress.open = None;
-        }
-    }
-
-    /// Ends the ingress message; it waits if it was not read to its end.
-    #[inline]
-    fn close_ingress(&mut self, out: &mut Output<'_, impl Sink>) {
-        if self.ingress.open.is_none() {
-            return;
-        }
-        self.emit_unread(out);
-        match &mut self.ingress.open {
-            Some(open) if open.is_read() => {
-                out.message(open.finish(self.cookie, Direction::Ingress));
-                self.ingress.open = None;
-            }
-            open => self.ingress.unread = open.take(),
-        }
-    }
-
-    #[inline]
-    fn emit_unread(&mut self, out: &mut Output<'_, impl Sink>) {
-        if let Some(unread) = &mut self.ingress.unread {
-            out.message(unread.finish(self.cookie, Direction::Ingress));
-            self.ingress.unread = None;
-        }
     }
 
     /// Emits messages that grew old.
@@ -629,22 +318,38 @@ impl SocketState {
         }
     }
 
-    /// Emits an ingress message that grew old. What was not read of it goes on waiting.
-    fn emit_aged(&mut self, aged: Option<Open>, now: MonotonicNs, out: &mut Output<'_, impl Sink>) {
-        let Some(mut aged) = aged else { return };
-        if !aged.is_read() {
-            let (start, end) = (aged.recvs.last().map_or(aged.start, |read| read.seq), aged.end);
-            let gap_before = aged.gap_before && aged.recvs.last().is_none();
-            self.ingress.unread = Some(Open::new(SeqRange { start, end }, now, gap_before));
-        }
-        out.message(aged.finish(self.cookie, Direction::Ingress));
-    }
-
     /// True if nothing more is to be expected.
     pub(super) fn is_gone(&self, now: MonotonicNs, limits: &Limits) -> bool {
-        self.closed.is_some()
+        (self.closed.is_some() || self.has_vanished())
             && !self.order.is_waiting()
-            && self.seen.is_some_and(|(_, last)| now - last >= limits.linger)
+            && self.seen.is_none_or(|(_, last)| now - last >= limits.linger)
+    }
+
+    /// True if it was silent since before the kernel was asked for the first list without it, and the next one was without it too.
+    fn has_vanished(&self) -> bool {
+        self.missing.is_some_and(|missing| missing.twice && self.is_silent_since(missing.since))
+    }
+
+    fn is_silent_since(&self, at: MonotonicNs) -> bool {
+        self.seen.is_none_or(|(_, last)| last < at)
+    }
+
+    /// The kernel listed the open connections, having been asked for it at `asked`. `is_in` says whether this one was among them; `None` if
+    /// that is not known.
+    pub(super) fn was_listed(
+        &mut self,
+        asked: MonotonicNs,
+        is_in: impl FnOnce(SocketCookie, Option<&Identity>) -> Option<bool>,
+    ) {
+        if self.closed.is_some() {
+            return;
+        }
+        let Some(is_in) = is_in(self.cookie, self.identity.as_ref()) else { return };
+        self.missing = match self.missing {
+            _ if is_in || !self.is_silent_since(asked) => None,
+            Some(before) if self.is_silent_since(before.since) => Some(Missing { twice: true, ..before }),
+            _ => Some(Missing { since: asked, twice: false }),
+        };
     }
 
     /// Emits the state if it is time to.
@@ -667,6 +372,7 @@ impl SocketState {
     pub(super) fn finish(&mut self, out: &mut Output<'_, impl Sink>) {
         self.counting.finish(&mut |row| out.sink.metrics(row));
         self.emit_open(out);
+        out.stats.vanished_sockets += u64::from(self.closed.is_none() && self.has_vanished());
         match self.snapshot() {
             Some(socket) => out.sink.socket(socket),
             None => out.stats.unidentified_sockets += 1,

@@ -53,6 +53,11 @@ impl Sockets {
         }
     }
 
+    /// Shows all of them, in no order.
+    pub(super) fn each(&mut self, show: impl FnMut(&mut SocketState)) {
+        self.kept.iter_mut().flatten().map(|socket| &mut **socket).for_each(show);
+    }
+
     /// Forgets the sockets that `keep` is false for.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&mut SocketState) -> bool) {
         let (kept, free) = (&mut self.kept, &mut self.free);

@@ -436,3 +436,50 @@ fn a_socket_that_connects_again_after_it_was_forgotten_has_lost_nothing() {
     assert_eq!((socket.lost_events, socket.connect_error), (0, None));
     assert!(all.messages.len() == 2 && all.messages.iter().all(|m| !m.gap_before), "{:?}", all.messages);
 }
+
+#[test]
+fn a_socket_that_the_kernel_has_no_more_is_forgotten_but_not_closed() {
+    const S: u64 = 1_000_000_000;
+    let identity = crate::Identity {
+        netns: NetnsId(5),
+        local: LocalAddr("10.0.0.1:80".parse().expect("an address")),
+        remote: PeerAddr("10.0.0.2:4000".parse().expect("an address")),
+    };
+    let open = |socket, identity| crate::OpenSocket {
+        socket,
+        identity,
+        state: TcpState::Established,
+        role: meshdiff_model::SocketRole::Accepted,
+        inode: 1,
+    };
+    let other = crate::Identity { remote: PeerAddr("10.0.0.2:4001".parse().expect("an address")), ..identity };
+    let lists = |netns: u32, list: &[crate::OpenSocket]| BTreeMap::from([(NetnsId(netns), list.to_vec())]);
+    let missing = lists(5, &[open(SocketCookie(78), other)]);
+
+    let mut f = Feed::attached();
+    f.send(S, 1, 10, b"");
+    let mut held_after = |lists: &BTreeMap<_, _>, asked: u64| {
+        f.assembler.still_open(lists, MonotonicNs(asked * S));
+        f.assembler.tick(MonotonicNs((asked + 3) * S), &mut f.sink);
+        f.assembler.open_sockets()
+    };
+    assert_eq!(held_after(&missing, 30), 1, "one list is not enough");
+    assert_eq!(held_after(&lists(5, &[open(COOKIE, identity)]), 60), 1);
+    assert_eq!(held_after(&missing, 90), 1, "it was there in between");
+    // The probes may have cookies of their own.
+    assert_eq!(held_after(&lists(5, &[open(SocketCookie(79), identity)]), 120), 1);
+    assert_eq!(held_after(&lists(6, &[]), 150), 1, "of its namespace nothing is said");
+    assert_eq!(held_after(&missing, 180), 1);
+    f.send(181 * S, 11, 10, b"");
+    let mut held_after = |lists: &BTreeMap<_, _>, asked: u64| {
+        f.assembler.tick(MonotonicNs(asked * S), &mut f.sink);
+        f.assembler.still_open(lists, MonotonicNs(asked * S));
+        f.assembler.tick(MonotonicNs((asked + 3) * S), &mut f.sink);
+        (f.assembler.open_sockets(), f.assembler.stats().vanished_sockets)
+    };
+    assert_eq!(held_after(&missing, 210), (1, 0), "it has spoken since the last one");
+    assert_eq!(held_after(&missing, 240), (0, 1));
+    let last = f.sink.sockets.last().expect("a socket");
+    assert_eq!((last.closed, last.close, last.last_seen), (None, None, MonotonicNs(181 * S)));
+    assert_eq!(f.sink.messages.len(), 2);
+}

@@ -1,5 +1,6 @@
 //! The probes on the running kernel, against conversations of which everything is known. Needs root.
 
+mod ends;
 mod metrics;
 mod support;
 mod tls;

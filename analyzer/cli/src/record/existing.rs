@@ -1,18 +1,30 @@
-//! Connections that are open already when their namespace is watched.
+//! Connections that are open: already when their namespace is watched, and still, from time to time.
 
-use meshdiff_model::{NetnsId, Tgid};
+use meshdiff_model::{MonotonicNs, NetnsId, Tgid};
 use meshdiff_probes::{Assembler, OpenSocket, monotonic_now, open_sockets};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+/// How often the kernel is asked which connections are open still.
+pub(crate) const EVERY: Duration = Duration::from_secs(30);
+
+/// What the kernel listed.
+enum Listed {
+    /// Of a namespace that is watched from now on, with the processes that hold them.
+    Before(Vec<(OpenSocket, Option<Tgid>)>),
+    /// Of all that are watched, and when it was asked.
+    Still(BTreeMap<NetnsId, Vec<OpenSocket>>, MonotonicNs),
+}
 
 /// Lists them, in whatever thread watches namespaces.
-pub(crate) struct Existing(Sender<Vec<(OpenSocket, Option<Tgid>)>>);
+pub(crate) struct Existing(Sender<Listed>);
 
 /// Hands them to message assembly, in the thread that drains.
-pub(crate) struct Opened(Receiver<Vec<(OpenSocket, Option<Tgid>)>>);
+pub(crate) struct Opened(Receiver<Listed>);
 
 pub(crate) fn pair() -> (Existing, Opened) {
     let (to, from) = channel();
@@ -33,14 +45,32 @@ impl Existing {
         let owners = owners(Path::new("/proc"), netns);
         let with_owner = open.into_iter().map(|o| (o, owners.get(&o.inode).copied())).collect();
         // Nobody takes it once the recording has ended.
-        let _ = self.0.send(with_owner);
+        let _ = self.0.send(Listed::Before(with_owner));
+    }
+
+    /// Lists the connections of all namespaces that are watched, so that those are forgotten whose end was lost.
+    /// Of those that are watched no longer (`left`) nothing more will be told.
+    pub(crate) fn look_again(&self, watched: &BTreeSet<NetnsId>, left: &BTreeSet<NetnsId>) {
+        let asked = monotonic_now();
+        // A namespace that cannot be asked is left out, and nothing of it is forgotten.
+        let list = |netns| open_sockets(netns).inspect_err(|error| tracing::debug!(%error, "not listed")).ok();
+        let open = watched.iter().filter_map(|netns| Some((*netns, list(*netns)?)));
+        let lists = left.difference(watched).map(|netns| (*netns, Vec::new())).chain(open).collect();
+        let _ = self.0.send(Listed::Still(lists, asked));
     }
 }
 
 impl Opened {
     pub(crate) fn hand_on(&self, assembler: &mut Assembler) {
-        for (open, owner) in self.0.try_iter().flatten() {
-            assembler.found_open(&open, owner, monotonic_now());
+        for listed in self.0.try_iter() {
+            match listed {
+                Listed::Before(list) => {
+                    for (open, owner) in list {
+                        assembler.found_open(&open, owner, monotonic_now());
+                    }
+                }
+                Listed::Still(lists, asked) => assembler.still_open(&lists, asked),
+            }
         }
     }
 }

@@ -275,7 +275,8 @@ fn look(
     to_store: &mpsc::Sender<Item>,
 ) {
     let mut known: BTreeSet<_> = watched.iter().map(|w| w.netns).collect();
-    let mut next = Instant::now() + LOOK;
+    let mut left = BTreeSet::new();
+    let (mut next, mut next_list) = (Instant::now() + LOOK, Instant::now() + existing::EVERY);
     while !stop.load(Ordering::Relaxed) {
         if Instant::now() < next {
             std::thread::sleep(Duration::from_millis(50));
@@ -307,12 +308,17 @@ fn look(
         let present: BTreeSet<_> = scan.watched.iter().map(|w| w.netns).collect();
         for gone in known.difference(&present).copied().collect::<Vec<_>>() {
             known.remove(&gone);
+            left.insert(gone);
             if let Err(error) = filter.unwatch(gone) {
                 tracing::warn!(%error, netns = gone.0, "cannot stop watching a network namespace");
             }
         }
         if let Some(finder) = &mut finder {
             finder.look(&known);
+        }
+        if Instant::now() >= next_list {
+            next_list = Instant::now() + existing::EVERY;
+            existing.look_again(&known, &left);
         }
     }
 }
