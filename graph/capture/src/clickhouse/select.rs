@@ -1,0 +1,193 @@
+//! The questions that a report asks of the store.
+//!
+//! Which rows of a namespace's report can be left out without changing it? A hop is told by the sockets of its two pods, by what their
+//! proxies logged, and, for the time that a server waited for others, by the hops that it made meanwhile. All of these are tied by
+//! addresses: sockets name both ends, log entries up to four and their proxy's. So the pods that matter are those of the namespace, those
+//! that share an address with these, and those that share one with them; every other row cannot meet a row of a hop of the namespace.
+//! Addresses of services count as pods, which only keeps more.
+
+use super::client::Query;
+use super::encode::quoted;
+use crate::column::ColumnDoc;
+use crate::table::Table;
+
+/// The captures that are asked for: one node's, of one boot.
+#[derive(Clone, Debug)]
+pub(crate) struct Group<'a> {
+    pub(crate) node: &'a str,
+    /// The first and the last segment.
+    pub(crate) segments: (i64, i64),
+    /// All of its captures, as a list with commas.
+    pub(crate) all: &'a str,
+    /// Keep what matters to a namespace.
+    pub(crate) namespace: Option<&'a str>,
+}
+
+impl Group<'_> {
+    fn bind(&self, query: Query, ids: &str) -> Query {
+        let query = query
+            .with("node", self.node)
+            .with("from", self.segments.0)
+            .with("to", self.segments.1)
+            .with("ids", ids)
+            // Rows of one key are in one partition: their segment is a part of it.
+            .setting("do_not_merge_across_partitions_select_final", 1);
+        match self.namespace {
+            Some(namespace) => query.with("all", self.all).with("namespace", namespace),
+            None => query,
+        }
+    }
+
+    /// Rows of a table, as they were stored or already put together.
+    pub(crate) fn rows(&self, table: Table, ids: &str) -> Query {
+        let columns = table.columns();
+        let names: Vec<String> = columns.iter().map(|c| format!("t.{}", quoted(c.name))).collect();
+        let plain = names.join(", ");
+        let (select, tail) = match table {
+            Table::Sockets => (plain, last_of("cookie")),
+            Table::Proxies => (plain, last_of("node")),
+            Table::Processes => (plain, last_of("tgid")),
+            Table::SocketMetrics => match columns.iter().map(summed).collect::<Option<Vec<String>>>() {
+                Some(sums) => (
+                    sums.join(", "),
+                    "GROUP BY t.cookie, t.window_start_ns ORDER BY t.cookie, t.window_start_ns".to_owned(),
+                ),
+                // A column of which nobody has said how it adds up: the reader does.
+                None => (plain, IN_ORDER.to_owned()),
+            },
+            Table::Messages | Table::Http2Streams | Table::AccessLogs | Table::Events => (plain, IN_ORDER.to_owned()),
+        };
+        let mut sql = String::new();
+        let mut kept = String::new();
+        if self.namespace.is_some()
+            && let Some(condition) = matters(table)
+        {
+            sql.push_str(&with_pods());
+            kept = format!(" AND {condition}");
+        }
+        sql.push_str(&format!(
+            "SELECT {select} FROM {} AS t FINAL WHERE {CHOSEN}{kept} {tail} FORMAT Parquet",
+            quoted(table.as_str())
+        ));
+        let query = Query::new(sql)
+            .setting("output_format_parquet_string_as_string", 1)
+            .setting("output_format_parquet_compression_method", "zstd");
+        self.bind(query, ids)
+    }
+
+    /// How many rows of a table each capture has.
+    pub(crate) fn counts(&self, table: Table, ids: &str) -> Query {
+        let sql = format!(
+            "SELECT t.capture_id AS capture_id, count() AS rows FROM {} AS t FINAL WHERE {CHOSEN} GROUP BY t.capture_id \
+             ORDER BY t.capture_id FORMAT JSONEachRow",
+            quoted(table.as_str())
+        );
+        Self { namespace: None, ..self.clone() }.bind(Query::new(sql).setting(QUOTE, 0), ids)
+    }
+}
+
+/// 64-bit numbers as numbers, not as texts.
+pub(crate) const QUOTE: &str = "output_format_json_quote_64bit_integers";
+
+const CHOSEN: &str = "t.capture_node = {node:String} AND t.segment BETWEEN {from:Int64} AND {to:Int64} AND \
+     t.capture_id IN (SELECT arrayJoin(splitByChar(',', {ids:String})))";
+const IN_ORDER: &str = "ORDER BY t.segment, t.capture_id, t.part, t.row";
+
+/// Rows that supersede each other: the last one.
+fn last_of(key: &str) -> String {
+    format!("ORDER BY t.{key}, t.segment DESC, t.capture_id DESC, t.part DESC, t.row DESC LIMIT 1 BY t.{key}")
+}
+
+/// How a column of a socket's metrics adds up over the rows of one window; `None` if nobody has said.
+fn summed(column: &ColumnDoc) -> Option<String> {
+    let name = quoted(column.name);
+    let list = |key: &str, kind: &str| {
+        format!(
+            "CAST(arrayMap((k, n) -> (k, n), (sumMap(arrayMap(x -> x.{key}, t.{name}), arrayMap(x -> x.count, t.{name})) AS sum_{0}).1, \
+             sum_{0}.2), 'Array(Tuple({key} {kind}, count UInt64))') AS {name}",
+            column.name
+        )
+    };
+    Some(match column.type_name.as_str() {
+        "uint64" if ["cookie", "window_start_ns"].contains(&column.name) => format!("t.{name}"),
+        "uint64?" if column.name.ends_with("_min") => format!("min(t.{name}) AS {name}"),
+        "uint64?" if column.name.ends_with("_max") => format!("max(t.{name}) AS {name}"),
+        "uint64" | "uint64?" => format!("sum(t.{name}) AS {name}"),
+        "list<struct<index: int16, count: uint64>>" => list("index", "Int16"),
+        "list<struct<reason: utf8, count: uint64>>" => list("reason", "String"),
+        _ => return None,
+    })
+}
+
+/// Which rows matter to the namespace; all of those tables that are small, or that say who is who.
+fn matters(table: Table) -> Option<&'static str> {
+    match table {
+        Table::Sockets => Some("t.netns IN (SELECT netns FROM kept)"),
+        Table::Messages | Table::Http2Streams | Table::SocketMetrics => {
+            Some("t.cookie IN (SELECT cookie FROM of_kept)")
+        }
+        // Entries of TCP connections say who relays what for whom, and are counted.
+        Table::AccessLogs => Some(
+            "(t.protocol = 'tcp' OR t.downstream_direct_remote_ip IN (SELECT address FROM pods) \
+             OR t.downstream_local_ip IN (SELECT address FROM pods) OR t.upstream_local_ip IN (SELECT address FROM pods) \
+             OR t.upstream_remote_ip IN (SELECT address FROM pods) OR t.node IN (SELECT node FROM proxies AS p \
+             WHERE p.capture_node = {node:String} AND p.segment BETWEEN {from:Int64} AND {to:Int64} AND p.address IN (SELECT address FROM pods)))",
+        ),
+        Table::Proxies | Table::Processes | Table::Events => None,
+    }
+}
+
+/// `pods`: the addresses that matter; `kept`: their network namespaces; `of_kept`: the sockets of these.
+///
+/// Loopback addresses are every pod's and tie none together; within a pod its network namespace does.
+const PODS: &str = "WITH \
+     proxy AS (SELECT c.node AS node, any(c.address) AS address FROM proxies AS c WHERE ALL_OF_c GROUP BY c.node), \
+     entries AS (SELECT DISTINCT arrayFilter(x -> x != '', [ifNull(c.downstream_direct_remote_ip, ''), \
+       ifNull(c.downstream_local_ip, ''), ifNull(c.upstream_local_ip, ''), ifNull(c.upstream_remote_ip, ''), ifNull(proxy.address, '')]) \
+       AS addresses, (position(ifNull(c.upstream_cluster, ''), concat('.', {namespace:String}, '.')) > 0 \
+       OR JSONExtractString(ifNull(c.downstream_peer, ''), 'namespace') = {namespace:String} \
+       OR JSONExtractString(ifNull(c.upstream_peer, ''), 'namespace') = {namespace:String}) AS ours \
+       FROM access_logs AS c LEFT ANY JOIN proxy ON c.node = proxy.node WHERE ALL_OF_c), \
+     places AS (SELECT DISTINCT c.netns AS netns, c.local_ip AS address FROM sockets AS c WHERE ALL_OF_c), \
+     found AS (\
+       SELECT c.local_ip AS a, c.remote_ip AS b FROM sockets AS c WHERE ALL_OF_c \
+       UNION ALL SELECT c.remote_ip AS a, c.local_ip AS b FROM sockets AS c WHERE ALL_OF_c \
+       UNION ALL SELECT x.address AS a, y.address AS b FROM places AS x INNER JOIN places AS y ON x.netns = y.netns \
+       UNION ALL SELECT a, b FROM (SELECT addresses, arrayJoin(addresses) AS a FROM entries) ARRAY JOIN addresses AS b), \
+     pairs AS (SELECT DISTINCT a, b FROM found WHERE NOT startsWith(a, '127.') AND NOT startsWith(b, '127.') AND a != '::1' AND b != '::1'), \
+     seeds AS (\
+       SELECT arrayJoin(arrayConcat([ifNull(c.address, '')], c.instance_ips)) AS address FROM proxies AS c \
+       WHERE ALL_OF_c AND c.namespace = {namespace:String} \
+       UNION ALL SELECT arrayJoin(addresses) AS address FROM entries WHERE ours), \
+     near AS (SELECT b AS address FROM pairs WHERE a IN (SELECT address FROM seeds) UNION ALL SELECT address FROM seeds), \
+     pods AS (SELECT DISTINCT address FROM (\
+       SELECT b AS address FROM pairs WHERE a IN (SELECT address FROM near) UNION ALL SELECT address FROM near)), \
+     kept AS (SELECT DISTINCT netns FROM places WHERE address IN (SELECT address FROM pods)), \
+     of_kept AS (SELECT DISTINCT c.cookie AS cookie FROM sockets AS c WHERE ALL_OF_c AND c.netns IN (SELECT netns FROM kept)) ";
+
+fn with_pods() -> String {
+    let all = "c.capture_node = {node:String} AND c.segment BETWEEN {from:Int64} AND {to:Int64} \
+               AND c.capture_id IN (SELECT arrayJoin(splitByChar(',', {all:String})))";
+    PODS.replace("ALL_OF_c", all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_column_of_the_metrics_adds_up() {
+        for column in Table::SocketMetrics.columns() {
+            assert!(summed(&column).is_some(), "say how {} adds up", column.name);
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_never_becomes_text_of_the_question() {
+        let group = Group { node: "n' OR 1", segments: (1, 2), all: "a", namespace: Some("x'; DROP TABLE sockets --") };
+        for table in Table::ALL {
+            let query = group.rows(table, "a,b");
+            assert!(!query.sql.contains("DROP") && !query.sql.contains("OR 1"), "{}", query.sql);
+        }
+    }
+}
