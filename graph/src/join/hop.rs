@@ -3,8 +3,7 @@
 use super::{Entry, Joiner, TOLERANCE};
 use crate::exchange::{Exchange, SWITCHING_PROTOCOLS};
 use meshdiff_model::{
-    Closer, Content, Crossing, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie,
-    UnmatchedReason,
+    Closer, Content, Crossing, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie, UnmatchedReason,
 };
 use std::sync::Arc;
 
@@ -332,6 +331,17 @@ impl Joiner<'_> {
             if matches!(hop.server_half, JoinOutcome::Matched(())) && !seen {
                 hop.server_half = JoinOutcome::Unmatched(self.why_unseen(hop, server));
             }
+        }
+        self.admit_the_end(&mut hop.client_half, client);
+        self.admit_the_end(&mut hop.server_half, server);
+    }
+
+    /// What was not seen of a request that outlasted the recording was not over.
+    fn admit_the_end(&self, half: &mut JoinOutcome<()>, entry: Option<&Entry>) {
+        let unseen =
+            matches!(half, JoinOutcome::Unmatched(UnmatchedReason::ExchangeNotSeen | UnmatchedReason::SocketNotSeen));
+        if unseen && entry.is_some_and(|e| self.near_the_end(e)) {
+            *half = JoinOutcome::Unmatched(UnmatchedReason::StillOpen);
         }
     }
 
