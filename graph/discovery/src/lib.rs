@@ -1,10 +1,12 @@
-//! Who owns an address, a socket or a network namespace: from `/proc` ([`NetnsScanner`], [`ProcessTable`]) and from what the
-//! proxies say of themselves ([`Owners`]).
+//! Who owns an address, a socket or a network namespace: from `/proc` ([`NetnsScanner`], [`ProcessTable`]), from what the
+//! proxies say of themselves ([`Owners`]), and from Kubernetes ([`kube`]).
 //!
 //! Processes and namespaces come and go while one looks: that something is gone is never an error here.
 
+mod addresses;
 mod cluster;
 mod error;
+pub mod kube;
 mod listeners;
 mod netns;
 mod owners;
@@ -12,6 +14,7 @@ mod proc_fs;
 mod processes;
 mod scan;
 
+pub use addresses::local_addresses;
 pub use cluster::{ClusterDirection, ClusterName, ServiceName, service_of_cluster};
 pub use error::DiscoveryError;
 pub use netns::NetnsRef;

@@ -84,6 +84,16 @@ impl ProcessTable {
         changed
     }
 
+    /// Forgets the processes that were gone at the last [`refresh`](Self::refresh), and says which ones: a table that is kept for months must
+    /// not hold all that ever ran.
+    pub fn forget_ended(&mut self) -> Vec<Tgid> {
+        let ended: Vec<Tgid> = self.known.iter().filter(|(_, e)| e.ended).map(|(tgid, _)| *tgid).collect();
+        for tgid in &ended {
+            self.known.remove(tgid);
+        }
+        ended
+    }
+
     /// All known processes, by number.
     pub fn iter(&self) -> impl Iterator<Item = &Process> + '_ {
         self.known.values().map(|entry| &entry.process)

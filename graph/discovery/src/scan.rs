@@ -130,6 +130,12 @@ impl NetnsScanner {
         self.host
     }
 
+    /// The processes that the last scan found in a namespace, by number; none where it did not have to look for them.
+    #[must_use]
+    pub fn processes(&self, netns: NetnsId) -> &[u32] {
+        self.known.get(&netns).map_or(&[], |known| &known.pids)
+    }
+
     fn in_host(&self, pid: u32) -> bool {
         let identity = proc_fs::net_identity(&self.root, pid);
         identity.is_some() && identity == proc_fs::net_identity(&self.root, 1)
