@@ -7,6 +7,8 @@ case "${CARGO_PKG_NAME:-}/${1##*/}" in
     # The library's own tests need no lab.
     meshdiff-e2e/meshdiff_e2e-*) ;;
     meshdiff-e2e/* | meshdiff-lab/privileged-*) phase=alone ;;
+    # An API server and etcd beside everything else would make both late.
+    meshdiff-cluster/cluster-*) phase=alone ;;
     # Ten thousand connections a second take the machine for themselves.
     meshdiff-probes/churn-*) phase=alone ;;
 esac

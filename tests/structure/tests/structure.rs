@@ -102,7 +102,12 @@ fn packages_use_only_what_the_design_allows() {
         let folder = folder(package);
         let (product, tests): (Vec<_>, Vec<_>) = if folder.starts_with("tests/") {
             // They judge the binary from outside, with the model's words; the matrix of kernels has no lab, only the probes.
-            let more = if folder == "tests/kernels" { "meshdiff-probes" } else { "meshdiff-lab" };
+            let more = match folder {
+                "tests/kernels" => "meshdiff-probes",
+                // What agents serve is captures.
+                "tests/cluster" => "meshdiff-capture",
+                _ => "meshdiff-lab",
+            };
             (vec!["meshdiff-model", more], vec![])
         } else {
             let rule = rules.get(folder).unwrap_or_else(|| panic!("{folder} is new: say in MAY_USE what it may use"));
