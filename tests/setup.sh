@@ -76,7 +76,7 @@ fi
 if [ "$1" = all ] || [ "$1" = demo ]; then
     "${root}/tests/lab/setup.sh" >/dev/null
 fi
-# Other kernels, in virtual machines.
+# A control plane for tests of a cluster, and other kernels in virtual machines.
 if [ "$1" = all ]; then
     # A cluster's control plane: four minutes on two cores the first time.
     "${root}/tests/cluster/setup.sh" >/dev/null

@@ -10,6 +10,7 @@ use axum::routing::get;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 
 /// What it does when it is asked for a capture.
@@ -46,6 +47,7 @@ pub struct Setup {
 pub struct Agent {
     asked: Arc<Mutex<Vec<Vec<(String, String)>>>>,
     end: Option<oneshot::Sender<()>>,
+    serving: Option<JoinHandle<()>>,
 }
 
 #[derive(Clone)]
@@ -64,12 +66,12 @@ impl Agent {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let shared = Shared { setup: Arc::new(setup), asked: asked.clone() };
         let (end, ended) = oneshot::channel();
-        within(move || {
+        let serving = within(move || {
             let listener = std::net::TcpListener::bind(&shared.setup.address).expect("its address");
             listener.set_nonblocking(true).expect("a socket");
-            std::thread::spawn(move || serve(listener, shared, ended));
+            std::thread::spawn(move || serve(listener, shared, ended))
         });
-        Self { asked, end: Some(end) }
+        Self { asked, end: Some(end), serving: Some(serving) }
     }
 
     /// The questions for a capture until now, as they were put.
@@ -86,6 +88,10 @@ impl Drop for Agent {
     fn drop(&mut self) {
         if let Some(end) = self.end.take() {
             let _ = end.send(());
+        }
+        // Its address is free when it is gone.
+        if let Some(serving) = self.serving.take() {
+            let _ = serving.join();
         }
     }
 }

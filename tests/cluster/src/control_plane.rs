@@ -231,10 +231,53 @@ impl ControlPlane {
         run(command, None)
     }
 
+    /// Starts a program in the cluster's network, with a log of this name.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn start_program(&self, program: &Path, arguments: &[&str], log: &str) -> Running {
+        let mut command = Command::new(program);
+        command.args(arguments).env("HOME", &self.folder);
+        Running { child: spawn(command, &self.folder.join(log)), log: self.folder.join(log) }
+    }
+
     /// A folder for what a test needs.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+}
+
+/// A program that runs until this is dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// What it wrote until now.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Kills it, as the kernel does that is out of memory.
+    ///
+    /// # Panics
+    /// If it has ended already.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("its end");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

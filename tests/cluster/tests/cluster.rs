@@ -226,15 +226,23 @@ fn the_manifests_ask_for_no_more_than_they_say() {
     assert_eq!((&context["privileged"], &context["allowPrivilegeEscalation"]), (&Value::Null, &json!(false)));
     assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
     assert_eq!(get("service/grpc-als")["spec"]["internalTrafficPolicy"], "Local");
-    // The Istio settings are checked for their form by Istio only; that they are YAML of one kind is what can be said here.
+    // The server does look: what it does not know it refuses.
     let other = plane.kubectl("admin", &["apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-"], Some("{\"apiVersion\": \"apps/v1\", \"kind\": \"DaemonSet\", \"metadata\": {\"name\": \"x\"}, \"spec\": {\"hostPid\": true}}"));
     assert_ne!(other.code, Some(0), "a manifest with a field that does not exist is accepted: {}", other.stdout);
 }
 
-/// `kubectl auth can-i`, as the API server's authorizer answers for somebody.
+/// `kubectl auth can-i`, as the API server's authorizer answers for somebody. `pods/exec` is a subresource, `secrets/NAME` a name.
 fn can(plane: &ControlPlane, who: &str, namespace: &str, verb: &str, resource: &str) -> bool {
-    let arguments = ["auth", "can-i", verb, resource, "--namespace", namespace, "--as", who];
-    plane.kubectl("admin", &arguments, None).stdout.trim() == "yes"
+    let (resource, sub) = match resource.split_once('/') {
+        Some((resource @ "pods", sub)) => (resource, format!("--subresource={sub}")),
+        _ => (resource, "--subresource=".to_owned()),
+    };
+    let arguments = ["auth", "can-i", verb, resource, &sub, "--namespace", namespace, "--as", who];
+    match plane.kubectl("admin", &arguments, None).stdout.trim() {
+        "yes" => true,
+        "no" => false,
+        other => panic!("{arguments:?}: {other:?}"),
+    }
 }
 
 #[test]
@@ -528,4 +536,105 @@ fn a_check_says_what_is_missing_with_its_remedy() {
     assert_eq!(code, 1);
     has(&checks, "no", "you may not get pods/proxy in the namespace meshdiff-system");
     plane.remove_pod("default", "on-a");
+}
+
+/// `meshdiff check` of this machine with these capabilities and no others.
+fn check_with(capabilities: &[&str]) -> Value {
+    let list: String = capabilities.iter().map(|c| format!(",+{}", c.to_ascii_lowercase())).collect();
+    let mut command = std::process::Command::new("setpriv");
+    command.args([&format!("--bounding-set=-all{list}"), "--inh-caps=-all", "--no-new-privs"]);
+    command.arg(meshdiff()).args(["check", "--json", "--als-listen", "127.0.0.1:0"]);
+    let output = command.output().expect("setpriv of util-linux");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {stderr}"))
+}
+
+/// Whatever this kernel takes probes as, it takes them from a process that has what the manifest adds, and from none that has less.
+#[test]
+fn the_capabilities_of_the_manifest_are_enough_and_all_needed() {
+    if !privileged() {
+        return;
+    }
+    let manifest = std::fs::read_to_string(root().join("deploy/kustomize/daemonset.yaml")).expect("the manifest");
+    let added = manifest.split("add: [").nth(1).and_then(|rest| rest.split(']').next()).expect("capabilities");
+    let added: Vec<&str> = added.split(", ").collect();
+    let all = check_with(&added);
+    assert_eq!(all["ready"], true, "{all:#}");
+    let denied = |check: &Value| check["checks"].to_string().contains("may not be looked at");
+    assert!(!denied(&all), "{all:#}");
+    for one in &added {
+        let fewer: Vec<&str> = added.iter().copied().filter(|c| c != one).collect();
+        let check = check_with(&fewer);
+        assert!(check["ready"] != true || missing(&check), "without {one} nothing is missed: {check:#}");
+    }
+}
+
+/// True if a check says that a capability is missing.
+fn missing(check: &Value) -> bool {
+    let checks = check["checks"].as_array().expect("checks");
+    checks.iter().any(|c| c["name"] == "capabilities" && c["status"] != "ok")
+}
+
+/// The agent itself, without probes and without traffic: what it answers is understood.
+#[test]
+fn the_agent_itself_answers_through_the_proxy() {
+    if !privileged() {
+        return;
+    }
+    let (plane, _turn) = cluster();
+    register(plane);
+    let program = meshdiff();
+    let token = plane.folder().join("agents-token");
+    std::fs::write(&token, TOKEN).expect("written");
+    let mut agents: Vec<_> = (0..2)
+        .map(|i| {
+            let window = plane.folder().join(format!("window-{i}"));
+            let address = |port: u16| format!("{}:{port}", ADDRESSES[i]);
+            let arguments =
+                ["agent", "--no-probes", "--no-kube", "--listen", &address(9902), "--als-listen", &address(9901)];
+            let files = [
+                "--token-file",
+                token.to_str().expect("UTF-8"),
+                "--window",
+                window.to_str().expect("UTF-8"),
+                "--node-name",
+                NODES[i],
+            ];
+            plane.start_program(&program, &[&arguments[..], &files].concat(), &format!("agent-{i}.log"))
+        })
+        .collect();
+    let started = std::time::Instant::now();
+    let check = || {
+        let ended = plane.meshdiff(&program, "user", &["check", "--cluster", "--json", "-n", "default"]);
+        serde_json::from_str::<Value>(&ended.stdout)
+            .unwrap_or_else(|e| panic!("{e}: {} {}", ended.stdout, ended.stderr))
+    };
+    let of_node = |check: &Value, node: &str| -> String {
+        let all = check["checks"].as_array().expect("checks").iter();
+        all.filter(|c| c["name"] == format!("node {node}")).map(|c| c["text"].to_string()).collect()
+    };
+    loop {
+        let found = check();
+        if NODES.iter().all(|n| of_node(&found, n).contains("no kind of probes works there")) {
+            break;
+        }
+        let logs: Vec<String> = agents.iter().map(|a| a.log()).collect();
+        assert!(started.elapsed() < std::time::Duration::from_secs(90), "{found:#}\n{logs:#?}");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    // There was no request: that is said, and is no error of anybody.
+    let report = plane.meshdiff(&program, "user", &["report", "-n", "default", "--since", "1m"]);
+    report.says(4, &["what the agents have holds no request", "no access log entry arrived"]);
+    let wrong = plane.folder().join("wrong-token");
+    std::fs::write(&wrong, "not-the-token-of-the-agents").expect("written");
+    let by_file = ["report", "-n", "default", "--token-file", wrong.to_str().expect("UTF-8")];
+    plane.meshdiff(&program, "user", &by_file).says(1, &["none of the 2 agents", "does not accept the token"]);
+    // One is killed: the other one is asked all the same.
+    agents[0].kill();
+    let found = check();
+    assert!(
+        of_node(&found, NODES[0]).contains("cannot be asked")
+            && of_node(&found, NODES[1]).contains("no kind of probes"),
+        "{found:#}"
+    );
 }

@@ -27,12 +27,16 @@ fn wrong_usage_ends_with_2() {
     let cases: &[(&[&str], &str)] = &[
         (&[], "Usage"),
         (&["unheard-of"], "unheard-of"),
-        (&["report"], "--capture DIR"),
+        (&["report", "--capture", capture, "--context=x"], "--context"),
+        (&["report", "--capture", capture, "deploy/x"], "KIND/NAME"),
         (&["record"], "--output"),
         (&["record", "--output=x", "--duration=soon"], "30s, 5m or 1h30m"),
         (&["record", "--output=x", "--ring-size=3"], "2 or 4"),
         (&["record", "--output=x", "--als-listen=9901"], "9901"),
         (&["record", "--output=x", "--no-probes", "--raw"], "--raw"),
+        (&["record", "--output=x", "--als-tls-cert=a.pem"], "--als-tls-key"),
+        (&["record", "--output=x", "--als-tls-key=a.pem"], "--als-tls-cert"),
+        (&["record", "--output=x", "--als-tls-client-ca=a.pem"], "--als-tls-cert"),
         (&["report", "--capture", capture, "-n", "a", "-A"], "--all-namespaces"),
         (&["report", "--capture", capture, "--format=pdf"], "markdown"),
         (&["report", "--capture", capture, "--output=report.pdf"], "--format"),
@@ -41,6 +45,34 @@ fn wrong_usage_ends_with_2() {
         meshdiff(tmp.path(), args).says(2, &[word]);
     }
     assert_eq!(contents(tmp.path()), [], "wrong usage left something behind");
+}
+
+/// Without a capture it is a cluster that is meant.
+#[test]
+fn without_a_capture_and_a_kubeconfig_both_ways_are_named() {
+    let tmp = folder();
+    for args in [&["report"][..], &["requests", "-A"], &["check", "--cluster"], &["report", "--kubeconfig=nowhere"]] {
+        let mut command = assert_cmd::Command::new(MESHDIFF);
+        command.args(args).current_dir(tmp.path()).env("KUBECONFIG", "nowhere").env_remove("KUBERNETES_SERVICE_HOST");
+        let output = command.output().expect("the program runs");
+        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{stderr}");
+        assert!(stderr.contains("cannot read the kubeconfig") && stderr.contains("--capture DIR"), "{stderr}");
+    }
+}
+
+#[test]
+fn certificates_that_cannot_be_used_end_with_1() {
+    let tmp = folder();
+    std::fs::write(tmp.path().join("empty.pem"), "").expect("written");
+    std::fs::write(tmp.path().join("cut.pem"), "-----BEGIN CERTIFICATE-----\nMIIB").expect("written");
+    for (cert, word) in
+        [("nowhere.pem", "cannot read nowhere.pem"), ("empty.pem", "no certificate"), ("cut.pem", "cut.pem")]
+    {
+        let (cert, key) = (format!("--als-tls-cert={cert}"), "--als-tls-key=empty.pem");
+        record_into(tmp.path(), "capture", &[&cert, key]).says(1, &["the access log endpoint's TLS", word]);
+        assert!(!tmp.path().join("capture").exists(), "nothing was recorded, so nothing is left behind");
+    }
 }
 
 #[test]
