@@ -46,10 +46,18 @@ pub fn select(
     namespace: Option<&str>,
     since: Option<WallTime>,
 ) -> Vec<AttributedRequest> {
-    let keep = |r: &AttributedRequest| {
+    select_by(requests, |r| {
         since.is_none_or(|s| r.start >= s)
             && namespace.is_none_or(|n| [&r.client, &r.server].iter().any(|w| w.namespace.as_deref() == Some(n)))
-    };
+    })
+}
+
+/// Restricts requests to those that something holds of. Parents and children outside are cut off.
+#[must_use]
+pub fn select_by(
+    requests: Vec<AttributedRequest>,
+    keep: impl Fn(&AttributedRequest) -> bool,
+) -> Vec<AttributedRequest> {
     let mut place = vec![None; requests.len()];
     let mut kept = 0;
     for (i, r) in requests.iter().enumerate() {
@@ -73,7 +81,7 @@ pub fn select(
 /// Builds a report from requests that [`select`] chose.
 #[must_use]
 pub fn report(requests: &[AttributedRequest], mesh: &MeshGraph, input: ReportInput) -> Report {
-    let coverage = coverage_of(requests, &input);
+    let coverage = coverage_of(requests, mesh, &input);
     let hops = hops(requests);
     let mut report = Report {
         window: input.window,
@@ -89,7 +97,7 @@ pub fn report(requests: &[AttributedRequest], mesh: &MeshGraph, input: ReportInp
     report
 }
 
-fn coverage_of(requests: &[AttributedRequest], input: &ReportInput) -> Coverage {
+fn coverage_of(requests: &[AttributedRequest], mesh: &MeshGraph, input: &ReportInput) -> Coverage {
     let mut c = Coverage {
         requests: requests.len() as u64,
         lost_kernel_events: input.probe_stats.lost_events,
@@ -114,10 +122,17 @@ fn coverage_of(requests: &[AttributedRequest], input: &ReportInput) -> Coverage 
         }
         c.client_messages_seen += u64::from(r.request_crossings[0].send.is_some());
         c.negative_segments += r.attribution.negative_segments().count() as u64;
-        let missing_log = [UnmatchedReason::ClientLogMissing, UnmatchedReason::ServerLogMissing];
-        c.lost_access_logs_estimate +=
-            u64::from(r.coverage.reason.is_some_and(|why| missing_log.iter().any(|m| m.as_str() == why)));
+        // Of the client's sidecar: the kernel saw the request on its way to it.
+        let unlogged = r.coverage.reason == Some(UnmatchedReason::ClientLogMissing.as_str());
+        c.lost_access_logs_estimate += u64::from(unlogged && r.request_crossings[0].send.is_some());
     }
+    // Of the servers' sidecars: the kernel saw the request on its way from them. That the other half's entry has no partner proves
+    // nothing: a server may have no sidecar, or one on another node.
+    let of_servers = mesh.unlogged_by_servers.iter().filter(|(at, server)| {
+        let asked = input.namespace.is_none() || input.namespace == server.namespace;
+        asked && input.clock.to_wall(*at).is_some_and(|at| (input.window.0..=input.window.1).contains(&at))
+    });
+    c.lost_access_logs_estimate += of_servers.count() as u64;
     c
 }
 

@@ -14,7 +14,7 @@ mod stats;
 
 pub use analysis::attribute_all;
 pub use attribute::{attribute, coverage};
-pub use build::{ReportInput, report, select};
+pub use build::{ReportInput, report, select, select_by};
 pub use connections::{
     Closes, Connects, EndMetrics, EndRole, LineEnd, LineMetrics, LineSummary, Metric, MetricsWindow, MissingMetrics,
     WINDOW, lines,

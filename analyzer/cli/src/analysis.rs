@@ -1,20 +1,23 @@
 //! From a capture to attributed requests.
 
 use crate::args::SourceArgs;
+use crate::cluster::{self, Filter};
 use crate::exit::Failure;
-use meshdiff_analyzer::{AttributedRequest, Metric, MissingMetrics, attribute_all, select};
+use crate::store;
+use meshdiff_analyzer::{AttributedRequest, Metric, MissingMetrics, attribute_all, select, select_by};
 use meshdiff_capture::{Capture, CaptureData};
 use meshdiff_discovery::{Owners, service_of_cluster};
 use meshdiff_graph::lines::MetricsInput;
 use meshdiff_graph::{Directory, HopInput, MeshGraph};
-use meshdiff_model::{Metric as Unmeasured, MonotonicNs, NodeId, ProbeTier, WallTime, Workload, WorkloadSource};
+use meshdiff_model::{Metric as Unmeasured, MonotonicNs, NodeId, ProbeTier, Proxy, WallTime, Workload, WorkloadSource};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::time::Duration;
 
 /// A capture, joined, attributed and restricted to what was asked for.
 pub(crate) struct Analysis {
-    pub(crate) path: PathBuf,
+    /// Where it comes from, for people.
+    pub(crate) source: String,
     pub(crate) data: CaptureData,
     pub(crate) mesh: MeshGraph,
     pub(crate) requests: Vec<AttributedRequest>,
@@ -27,7 +30,14 @@ pub(crate) struct Analysis {
 }
 
 /// Who owns what, by what the proxies said of themselves.
-struct ByProxies(Owners);
+pub(crate) struct ByProxies(Owners);
+
+impl ByProxies {
+    /// What these proxies say.
+    pub(crate) fn of(proxies: &[Proxy]) -> Self {
+        Self(Owners::from_proxies(proxies))
+    }
+}
 
 impl Directory for ByProxies {
     fn by_proxy(&self, node: &NodeId) -> Option<Workload> {
@@ -55,26 +65,59 @@ pub(crate) enum Need {
     RequestsOrLines,
 }
 
-/// Reads the capture that was asked for and attributes its requests.
+/// What is analysed.
+struct Source {
+    data: CaptureData,
+    /// As sentences call it.
+    name: String,
+    /// As a report calls it.
+    source: String,
+    notes: Vec<String>,
+    /// The namespace that was asked for.
+    namespace: Option<String>,
+    filter: Option<Filter>,
+    since: Option<Duration>,
+    /// Where more was recorded than is reported: all of it.
+    whole: Option<(MonotonicNs, MonotonicNs)>,
+}
+
+fn read(args: &SourceArgs) -> Result<Source, Failure> {
+    if let Some(store) = &args.store {
+        let store::Stored { data, name, notes, whole } = store::gather(store, args)?;
+        let (source, namespace) = (format!("store {name}"), args.namespace.clone());
+        return Ok(Source { data, name, source, notes, namespace, filter: None, since: args.since, whole });
+    }
+    let Some(path) = &args.capture else {
+        let cluster::Gathered { data, source, notes, namespace, filter, since, whole } = cluster::gather(args)?;
+        let name = "what the agents have".to_owned();
+        return Ok(Source { data, name, source, notes, namespace, filter, since: Some(since), whole: Some(whole) });
+    };
+    let data = Capture::open(path)?.read()?;
+    let notes = data.warnings();
+    Ok(Source {
+        data,
+        name: path.display().to_string(),
+        source: format!("capture {}", path.display()),
+        notes,
+        namespace: args.namespace.clone(),
+        filter: None,
+        since: args.since,
+        whole: None,
+    })
+}
+
+/// Reads what was asked for, a capture or what the agents of a cluster have, and attributes its requests.
 ///
 /// Fails if there is none, if it does not hold what is needed, or no request in the namespace or time that was asked for.
 pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure> {
-    let Some(path) = args.capture.clone() else {
-        return Err(Failure::Usage(
-            "give the capture with --capture DIR (make one with `meshdiff record --output DIR`); reading from the agents of a cluster \
-             is not built yet"
-                .to_owned(),
-        ));
-    };
-    let mut data = Capture::open(&path)?.read()?;
-    let mut notes = data.warnings();
-    // Attempts and reports of what was not over are in the capture; hops are made of what ended.
-    data.access_logs.retain(|log| log.access_log_type.is_terminal());
+    let Source { mut data, name: path, source, mut notes, namespace: asked, filter, since, whole } = read(args)?;
+    // Reports of what was not over are in the capture; hops are made of what ended.
+    data.access_logs.retain(|log| log.access_log_type.tells_of_an_end());
     let earlier = leave_out_what_ended_before(&mut data);
     if earlier > 0 {
         tracing::info!(earlier, "log entries of requests that had ended when the recording began are left out");
     }
-    let directory = ByProxies(Owners::from_proxies(&data.proxies));
+    let directory = ByProxies::of(&data.proxies);
     let end = window_end(&data);
     let input = HopInput {
         sockets: &data.sockets,
@@ -82,10 +125,16 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
         http2: &data.http2_streams,
         access_logs: &data.access_logs,
         clock: &data.meta.clock,
-        window: (data.meta.start.monotonic, end),
+        window: whole.unwrap_or((data.meta.start.monotonic, end)),
     };
     let mut mesh = MeshGraph::build(input, &data.processes, &directory);
-    let (all, errors) = attribute_all(&mesh, &directory, &data.meta.clock);
+    let (mut all, errors) = attribute_all(&mesh, &directory, &data.meta.clock);
+    if whole.is_some() {
+        // Nodes do not begin and end at one instant: what only some of them saw is joined with, and not reported.
+        let wall = |at| data.meta.clock.to_wall(at).unwrap_or(data.meta.start.wall);
+        let (from, to) = (wall(data.meta.start.monotonic), wall(end));
+        all = select_by(all, |r| from <= r.start && r.start <= to);
+    }
     if let Some(first) = errors.first() {
         notes.push(format!("{} requests contradict themselves and were left out: {first}", errors.len()));
     }
@@ -107,32 +156,37 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
         notes.push(why);
     }
     let end_wall = data.meta.clock.to_wall(end).unwrap_or(data.meta.start.wall);
-    let since =
-        args.since.map(|s| WallTime(end_wall.0.saturating_sub(i64::try_from(s.as_nanos()).unwrap_or(i64::MAX))));
+    let since = since.map(|s| WallTime(end_wall.0.saturating_sub(i64::try_from(s.as_nanos()).unwrap_or(i64::MAX))));
     let namespaces = namespaces(&all);
     let total = all.len();
-    let requests = select(all, args.namespace.as_deref(), since);
+    let mut requests = select(all, asked.as_deref(), since);
+    if let Some(filter) = &filter {
+        requests = select_by(requests, |r| filter.holds(&r.client) || filter.holds(&r.server));
+        if requests.is_empty() {
+            return Err(Failure::TooLittleData(format!("no request in {path} has an end in {}", filter.text())));
+        }
+    }
     if requests.is_empty() {
-        let text = match &args.namespace {
+        let text = match &asked {
             Some(ns) if total == 0 => {
-                format!("no connection in {} has an end in the namespace {ns:?} either", path.display())
+                format!("no connection in {} has an end in the namespace {ns:?} either", path)
             }
             Some(ns) if !namespaces.contains(ns) => format!(
                 "no request in {} has an end in the namespace {ns:?}; its {total} requests are in: {}",
-                path.display(),
+                path,
                 list(&namespaces)
             ),
             _ => format!(
                 "none of the {total} requests in {} began within the time that --since asks for; it counts back from the capture's end",
-                path.display()
+                path
             ),
         };
         // Lines stand for a namespace that has no requests at all, not for a time in which it had none.
-        let has_requests = match &args.namespace {
+        let has_requests = match &asked {
             Some(ns) => namespaces.contains(ns),
             None => total > 0,
         };
-        if has_requests || !has_lines(args.namespace.as_deref()) {
+        if has_requests || !has_lines(asked.as_deref()) {
             return Err(Failure::TooLittleData(text));
         }
         if total > 0 {
@@ -141,8 +195,7 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
     }
     let missing_metrics = measure(&mut mesh, &data, since.and_then(|s| data.meta.clock.to_monotonic(s)));
     let start = since.map_or(data.meta.start.wall, |s| WallTime(s.0.max(data.meta.start.wall.0)));
-    let namespace = args.namespace.clone();
-    Ok(Analysis { path, mesh, requests, notes, window: (start, end_wall), namespace, missing_metrics, data })
+    Ok(Analysis { source, mesh, requests, notes, window: (start, end_wall), namespace: asked, missing_metrics, data })
 }
 
 /// Puts the sockets' metrics on the lines of the process topology, and says which ones the capture lacks.
@@ -208,7 +261,7 @@ fn leave_out_what_ended_before(data: &mut CaptureData) -> usize {
 }
 
 /// When the recording ended; for one that was cut off, the last thing that it saw.
-fn window_end(data: &CaptureData) -> MonotonicNs {
+pub(crate) fn window_end(data: &CaptureData) -> MonotonicNs {
     if let Some(end) = data.meta.end {
         return end.monotonic;
     }
@@ -229,8 +282,8 @@ fn list(names: &BTreeSet<String>) -> String {
 }
 
 /// Why a capture has no request, as far as it tells.
-fn empty(path: &std::path::Path, data: &CaptureData) -> String {
-    let mut text = format!("{} holds no request", path.display());
+fn empty(path: &str, data: &CaptureData) -> String {
+    let mut text = format!("{} holds no request", path);
     if data.access_logs.is_empty() {
         text.push_str(
             ": no access log entry arrived. Check that the sidecars' ALS settings (meshConfig.extensionProviders and Telemetry) point to \

@@ -34,8 +34,12 @@ pub(crate) enum Command {
     Report(ReportArgs),
     /// Print one line of JSON for each request that a client sent
     Requests(RequestsArgs),
-    /// Say what this machine allows, and what to do about what it does not
+    /// Put captures into a ClickHouse, for reports past what one machine holds
+    Store(crate::store::StoreArgs),
+    /// Say what this machine or a cluster allows, and what to do about what it does not
     Check(CheckArgs),
+    /// Record on this node for good, and serve the last minutes over HTTP (the role of the DaemonSet)
+    Agent(Box<crate::agent::AgentArgs>),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -92,26 +96,59 @@ pub(crate) struct RecordArgs {
     /// Size of the kernel's ring buffer in MiB, a power of two: more for busier nodes
     #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) ring_size: u32,
+    /// When the recording has ended, put it into this ClickHouse as well (see `meshdiff store --help`)
+    #[arg(long, value_name = "URL")]
+    pub(crate) store: Option<String>,
     /// No progress on stderr
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
 
+/// Which cluster, and how its agents are reached.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct ClusterArgs {
+    /// Context of the kubeconfig; the current one if left out
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Kubeconfig file; KUBECONFIG or ~/.kube/config if left out
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Namespace of meshdiff's agents
+    #[arg(long, value_name = "NS", default_value = "meshdiff-system", value_parser = kubernetes_name)]
+    pub(crate) agent_namespace: String,
+    /// File with the agents' token, for who may not read their Secret (MESHDIFF_TOKEN may hold it, too)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+}
+
 /// What a report and a list of requests are made from.
 #[derive(Debug, Args)]
 pub(crate) struct SourceArgs {
-    /// The capture, as `meshdiff record` wrote it
-    #[arg(short, long, value_name = "DIR")]
+    /// Keep hops with either end there: deploy/NAME, sts/NAME, ds/NAME, svc/NAME or pod/NAME (of a cluster)
+    #[arg(value_name = "KIND/NAME", conflicts_with_all = ["capture", "selector"])]
+    pub(crate) target: Option<String>,
+    /// The capture, as `meshdiff record` wrote it; the agents of a cluster are asked if left out
+    #[arg(short, long, value_name = "DIR", conflicts_with_all = ["context", "kubeconfig", "token_file", "selector"])]
     pub(crate) capture: Option<PathBuf>,
-    /// Keep hops with either end in this Kubernetes namespace
+    /// A ClickHouse that holds captures: clickhouse://USER:PASSWORD@HOST:8123/DATABASE, with ?secure=true for HTTPS. The password can be
+    /// in MESHDIFF_STORE_PASSWORD instead. --since counts back from the newest capture's end; the last 15 minutes if left out
+    #[arg(long, value_name = "URL", conflicts_with_all = ["capture", "target", "selector", "context", "kubeconfig", "token_file"])]
+    pub(crate) store: Option<String>,
+    /// Keep hops with either end in pods with these labels, for instance app=reviews (of a cluster)
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub(crate) selector: Option<String>,
+    /// Keep hops with either end in this Kubernetes namespace; for a cluster the context's if left out
     #[arg(short, long, value_name = "NS", conflicts_with = "all_namespaces")]
     pub(crate) namespace: Option<String>,
     /// All namespaces (the default with --capture)
     #[arg(short = 'A', long)]
     pub(crate) all_namespaces: bool,
-    /// Only requests that began within this time before the capture's end, for instance 15m
+    /// Only requests that began within this time before the capture's end, for instance 15m (which it is for a cluster)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) since: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +164,21 @@ pub(crate) struct ReportArgs {
     /// With --format table: every quantile, segment and detail, and what both sides of every connection measured
     #[arg(short, long)]
     pub(crate) wide: bool,
+    #[command(flatten)]
+    pub(crate) otlp: OtlpArgs,
+}
+
+/// Where traces go.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Traces")]
+pub(crate) struct OtlpArgs {
+    /// Send requests as traces to this OTLP/HTTP receiver (a collector, Tempo, Jaeger), for instance http://localhost:4318.
+    /// OTEL_EXPORTER_OTLP_HEADERS is sent with them
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp: Option<String>,
+    /// How many entry requests to send, each with all that it caused: chosen evenly over the time
+    #[arg(long, value_name = "N", default_value_t = 200, requires = "otlp")]
+    pub(crate) otlp_sample: usize,
 }
 
 #[derive(Debug, Args)]
@@ -138,12 +190,26 @@ pub(crate) struct RequestsArgs {
     pub(crate) instants: bool,
 }
 
-/// Say what this machine allows, and what to do about what it does not.
+/// Say what this machine or a cluster allows, and what to do about what it does not.
 ///
-/// Tries each kind of probes by loading it, looks for the network namespaces that `record` would watch, and for whether the access
+/// With --cluster (or --context, or --kubeconfig): whether you may ask the agents, whether they run on every node that has sidecars, whether
+/// their kernels take probes, and whether Istio sends them access logs. Ends with 0 if reports would tell everything, else with 1.
+///
+/// Without, of this machine: tries each kind of probes by loading it, looks for the network namespaces that `record` would watch, and for whether the access
 /// log endpoint's port is free. Ends with 0 if `record` would work with probes, with 1 if not.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
+    /// Check a cluster instead of this machine
+    #[arg(long)]
+    pub(crate) cluster: bool,
+    /// With --cluster: the namespace of the applications; all that you may list if left out
+    #[arg(short, long, value_name = "NS", value_parser = kubernetes_name)]
+    pub(crate) namespace: Option<String>,
+    /// With --cluster: the namespace of istiod
+    #[arg(long, value_name = "NS", default_value = "istio-system", value_parser = kubernetes_name)]
+    pub(crate) istio_namespace: String,
+    #[command(flatten)]
+    pub(crate) of: ClusterArgs,
     /// Address that `record` would use for its access log endpoint
     #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:9901")]
     pub(crate) als_listen: SocketAddr,
@@ -171,8 +237,17 @@ pub(crate) enum Format {
     Markdown,
 }
 
+/// A name that Kubernetes accepts: it becomes a part of a path.
+fn kubernetes_name(text: &str) -> Result<String, String> {
+    if crate::cluster::is_name(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("{text:?} is no name in Kubernetes (small letters, digits, '-' and '.')"))
+    }
+}
+
 /// A time span as people write it: `30s`, `5m`, `1h 30m`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let span: jiff::SignedDuration =
         text.parse().map_err(|_| format!("{text:?} is not a time span such as 30s, 5m or 1h30m"))?;
     let span = Duration::try_from(span).map_err(|_| format!("{text:?} is negative"))?;

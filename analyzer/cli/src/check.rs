@@ -1,12 +1,13 @@
 //! `check`: what this machine allows, found by trying, and what to do about what it does not.
 
-mod show;
+pub(crate) mod show;
 
 use crate::args::CheckArgs;
 use crate::exit::Failure;
 use meshdiff_discovery::{NetnsScanner, ProcessTable, Selection};
 use meshdiff_model::{Metric, NetnsId, ProbeTier, Process, Tgid};
 use meshdiff_probes::{LibraryError, LibraryFinder, ProbeConfig, ProbeError, Probes, TIERS};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -15,6 +16,9 @@ use std::path::Path;
 
 /// `meshdiff check`.
 pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
+    if args.cluster || crate::cluster::is_named(&args.of) {
+        return crate::cluster::check(args);
+    }
     let machine = look(args.als_listen);
     let text = if args.json { show::json(&machine) } else { show::table(&machine) };
     io::stdout().lock().write_all(text.as_bytes())?;
@@ -23,7 +27,7 @@ pub(crate) fn run(args: &CheckArgs) -> Result<(), Failure> {
 
 /// How an answer is to be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
+pub(crate) enum Status {
     /// As it should be.
     Good,
     /// Works without, or something is to be known.
@@ -34,24 +38,24 @@ enum Status {
 
 /// The answer to one question.
 #[derive(Clone, Debug)]
-struct Answer {
-    name: &'static str,
-    status: Status,
-    text: String,
-    fix: Option<String>,
+pub(crate) struct Answer {
+    pub(crate) name: Cow<'static, str>,
+    pub(crate) status: Status,
+    pub(crate) text: String,
+    pub(crate) fix: Option<String>,
 }
 
 impl Answer {
-    fn good(name: &'static str, text: impl Into<String>) -> Self {
-        Self { name, status: Status::Good, text: text.into(), fix: None }
+    pub(crate) fn good(name: impl Into<Cow<'static, str>>, text: impl Into<String>) -> Self {
+        Self { name: name.into(), status: Status::Good, text: text.into(), fix: None }
     }
 
-    fn note(name: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { name, status: Status::Note, text: text.into(), fix: Some(fix.into()) }
+    pub(crate) fn note(name: impl Into<Cow<'static, str>>, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name: name.into(), status: Status::Note, text: text.into(), fix: Some(fix.into()) }
     }
 
-    fn bad(name: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { name, status: Status::Bad, text: text.into(), fix: Some(fix.into()) }
+    pub(crate) fn bad(name: impl Into<Cow<'static, str>>, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { name: name.into(), status: Status::Bad, text: text.into(), fix: Some(fix.into()) }
     }
 }
 

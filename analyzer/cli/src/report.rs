@@ -16,6 +16,7 @@ use std::path::Path;
 pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
     let format = format_of(args)?;
     let analysis = analyse(&args.source, Need::RequestsOrLines)?;
+    crate::otlp::export(&args.otlp, &analysis)?;
     let meta = meta(&analysis);
     let input = ReportInput {
         window: analysis.window,
@@ -90,7 +91,7 @@ fn meta(analysis: &Analysis) -> ReportMeta {
     ReportMeta {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         generated: now(),
-        source: format!("capture {}", analysis.path.display()),
+        source: analysis.source.clone(),
         command: None,
         kernel: Some(capture.host.kernel_release.clone()).filter(|k| !k.is_empty()),
         envoy_versions: capture.envoy_versions.keys().cloned().collect(),

@@ -1,6 +1,6 @@
 //! The answers as a table, and as JSON.
 
-use super::{Machine, Namespace, Status};
+use super::{Answer, Machine, Namespace, Status};
 use comfy_table::{ContentArrangement, Table, presets};
 use meshdiff_model::ProcessRole;
 use serde_json::{Value, json};
@@ -8,7 +8,12 @@ use serde_json::{Value, json};
 /// Processes of a namespace that are named in the table; the rest is counted.
 const NAMED: usize = 8;
 
-pub(super) fn table(machine: &Machine) -> String {
+/// Answers, and what they come to.
+pub(crate) fn answers_table(answers: &[Answer], conclusion: &str) -> String {
+    finished(started(answers), conclusion)
+}
+
+fn started(answers: &[Answer]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     if let Some((terminal_size::Width(width), _)) = terminal_size::terminal_size() {
@@ -16,9 +21,22 @@ pub(super) fn table(machine: &Machine) -> String {
     } else {
         table.set_content_arrangement(ContentArrangement::Disabled);
     }
-    for answer in &machine.answers {
-        table.add_row([word(answer.status), answer.name, &with_fix(&answer.text, answer.fix.as_deref())]);
+    for answer in answers {
+        table.add_row([word(answer.status), &answer.name, &with_fix(&answer.text, answer.fix.as_deref())]);
     }
+    table
+}
+
+fn finished(mut table: Table, conclusion: &str) -> String {
+    if let Some(first) = table.column_mut(0) {
+        first.set_padding((0, 1));
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    format!("{}\n\n{conclusion}\n", lines.join("\n"))
+}
+
+pub(super) fn table(machine: &Machine) -> String {
+    let mut table = started(&machine.answers);
     let used = machine.tier();
     for tried in &machine.tiers {
         let name = format!("{} probes", tried.tier.as_str());
@@ -38,11 +56,7 @@ pub(super) fn table(machine: &Machine) -> String {
     for namespace in &machine.namespaces {
         table.add_row(["", &format!("namespace {}", namespace.netns.0), &described(namespace)]);
     }
-    if let Some(first) = table.column_mut(0) {
-        first.set_padding((0, 1));
-    }
-    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
-    format!("{}\n\n{}\n", lines.join("\n"), machine.conclusion())
+    finished(table, &machine.conclusion())
 }
 
 const fn word(status: Status) -> &'static str {
@@ -78,12 +92,24 @@ fn visible(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
+/// The same as JSON.
+pub(crate) fn answers_json(answers: &[Answer], ready: bool, conclusion: &str) -> String {
+    let all = json!({
+        "schemaVersion": "meshdiff.check/v1",
+        "ready": ready,
+        "conclusion": conclusion,
+        "checks": checks(answers),
+    });
+    format!("{all:#}\n")
+}
+
+fn checks(answers: &[Answer]) -> Vec<Value> {
+    let check = |a: &Answer| json!({"name": a.name, "status": word(a.status), "text": a.text, "fix": a.fix});
+    answers.iter().map(check).collect()
+}
+
 pub(super) fn json(machine: &Machine) -> String {
-    let checks: Vec<Value> = machine
-        .answers
-        .iter()
-        .map(|a| json!({"name": a.name, "status": word(a.status), "text": a.text, "fix": a.fix}))
-        .collect();
+    let checks = checks(&machine.answers);
     let tiers: Vec<Value> = machine
         .tiers
         .iter()
