@@ -7,8 +7,8 @@ use super::store::Item;
 use crate::exit::Failure;
 use anyhow::Context;
 use meshdiff_capture::{EventCounts, TierRefusal, TlsLibrary, Unmeasured, WatchReason, WatchedNetns};
-use meshdiff_discovery::{NetnsScanner, Selection, Watched, Why};
-use meshdiff_model::{Http2Stream, Message, ProbeStats, ProbeTier, Socket, SocketEvent, SocketMetrics};
+use meshdiff_discovery::{DiscoveryError, NetnsScanner, Selection, Watched, Why};
+use meshdiff_model::{Http2Stream, Message, NetnsId, ProbeStats, ProbeTier, Socket, SocketEvent, SocketMetrics};
 use meshdiff_probes::{
     Assembler, DropReasons, Limits, NamespaceFilter, ProbeConfig, Probes, RawKind, Sink, monotonic_now,
 };
@@ -25,10 +25,32 @@ const LOOK: Duration = Duration::from_secs(1);
 /// because each time wakes two threads.
 const DRAIN: Duration = Duration::from_millis(50);
 
+/// Says of the network namespaces that have a sidecar which ones are watched.
+pub(crate) trait Gate: Send + Sync {
+    /// True if the namespace with these processes is to be watched. Asked again every second, so that an answer may change.
+    fn admits(&self, netns: NetnsId, processes: &[u32]) -> bool;
+}
+
+/// Looks for namespaces, and asks the gate about each.
+struct Chosen {
+    scanner: NetnsScanner,
+    gate: Option<Arc<dyn Gate>>,
+}
+
+impl Chosen {
+    fn scan(&mut self) -> Result<Vec<Watched>, DiscoveryError> {
+        let mut watched = self.scanner.scan()?.watched;
+        if let Some(gate) = &self.gate {
+            watched.retain(|w| gate.admits(w.netns, self.scanner.processes(w.netns)));
+        }
+        Ok(watched)
+    }
+}
+
 /// Probes that are attached and watch what was found at the start.
 pub(crate) struct KernelSide {
     probes: Probes,
-    scanner: NetnsScanner,
+    scanner: Chosen,
     watched: Vec<Watched>,
     libraries: Option<(Finder, Follower)>,
     found: Vec<TlsLibrary>,
@@ -52,9 +74,9 @@ pub(crate) struct Running {
 }
 
 impl KernelSide {
-    /// Loads the probes and watches what is there.
-    pub(crate) fn start(options: &Options) -> Result<Self, Failure> {
-        let mut scanner = NetnsScanner::new(options.selection.clone())?;
+    /// Loads the probes and watches what is there, as far as the gate (if there is one) lets it.
+    pub(crate) fn start(options: &Options, gate: Option<Arc<dyn Gate>>) -> Result<Self, Failure> {
+        let mut scanner = Chosen { scanner: NetnsScanner::new(options.selection.clone())?, gate };
         let config = ProbeConfig {
             ring_bytes: options.ring_bytes,
             watch_all: options.selection == Selection::All,
@@ -62,7 +84,7 @@ impl KernelSide {
             ..ProbeConfig::default()
         };
         let mut probes = Probes::load(&config)?;
-        let watched = scanner.scan()?.watched;
+        let watched = scanner.scan()?;
         for w in &watched {
             probes.filter().watch(w.netns)?;
         }
@@ -266,7 +288,7 @@ fn drain(
 }
 
 fn look(
-    mut scanner: NetnsScanner,
+    mut scanner: Chosen,
     mut finder: Option<Finder>,
     existing: &Existing,
     watched: &[Watched],
@@ -283,14 +305,14 @@ fn look(
             continue;
         }
         next += LOOK;
-        let scan = match scanner.scan() {
-            Ok(scan) => scan,
+        let found = match scanner.scan() {
+            Ok(found) => found,
             Err(error) => {
                 tracing::warn!(%error, "cannot look for network namespaces");
                 continue;
             }
         };
-        for w in &scan.watched {
+        for w in &found {
             if known.contains(&w.netns) {
                 continue;
             }
@@ -305,7 +327,7 @@ fn look(
             }
         }
         // The kernel gives a namespace's number away again once it is gone.
-        let present: BTreeSet<_> = scan.watched.iter().map(|w| w.netns).collect();
+        let present: BTreeSet<_> = found.iter().map(|w| w.netns).collect();
         for gone in known.difference(&present).copied().collect::<Vec<_>>() {
             known.remove(&gone);
             left.insert(gone);

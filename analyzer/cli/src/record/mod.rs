@@ -4,17 +4,17 @@
 //! access log endpoint; all of them hand what they have to one thread that writes. The channel between is bounded: where the
 //! disk cannot follow, the ring fills and the kernel counts what it drops.
 
-mod clock;
+pub(crate) mod clock;
 mod existing;
-mod host;
-mod kernel;
+pub(crate) mod host;
+pub(crate) mod kernel;
 mod libraries;
 mod options;
 mod progress;
-mod store;
+pub(crate) mod store;
 mod tally;
 
-pub(crate) use options::Options;
+pub(crate) use options::{Options, reach, ring_bytes};
 
 use crate::exit::Failure;
 use anyhow::Context;
@@ -24,15 +24,15 @@ use meshdiff_capture::{CaptureSink, CaptureWriter, Existing, WriterOptions};
 use meshdiff_model::ProbeTier;
 use progress::Progress;
 use std::time::{Duration, Instant};
-use store::{Item, Store};
+use store::{Item, Pace, Store};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Envoy flushes its access logs once a second, and once more when its buffer is full: this long after the end every
 /// entry of the recording has come.
-const DRAIN: Duration = Duration::from_secs(3);
+pub(crate) const DRAIN: Duration = Duration::from_secs(3);
 /// Batches that may wait for the writer.
-const WAITING: usize = 1024;
+pub(crate) const WAITING: usize = 1024;
 
 /// `meshdiff record`.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
@@ -52,7 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         Some(tls) => server.with_tls(tls),
         None => server,
     };
-    let kernel = if options.probes { Some(KernelSide::start(options)?) } else { None };
+    let kernel = if options.probes { Some(KernelSide::start(options, None)?) } else { None };
 
     let mut meta = host::meta(options, server.handle().local_addr());
     meta.probes.tier = kernel.as_ref().map_or(ProbeTier::None, KernelSide::tier);
@@ -79,7 +79,7 @@ async fn session(
     let (to_store, items) = mpsc::channel(WAITING);
     let als = server.handle();
     let progress = Progress::new(options, als.local_addr(), meta.watched_netns.len());
-    let store = Store::new(sink, meta, als.clone(), progress.counters());
+    let store = Store::new(sink, meta, als.clone(), progress.counters(), Pace::default());
     let store = std::thread::Builder::new()
         .name("store".to_owned())
         .spawn(move || store.run(items))

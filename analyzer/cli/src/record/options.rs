@@ -25,18 +25,32 @@ pub(crate) struct Options {
     pub(crate) quiet: bool,
 }
 
+/// The size of the kernel's ring buffer, of MiB.
+pub(crate) fn ring_bytes(mib: u32) -> Result<u32, Failure> {
+    if !mib.is_power_of_two() {
+        return Err(Failure::Usage(format!(
+            "--ring-size must be a power of two (the kernel's ring buffers are): {} or {} instead of {mib}",
+            mib.next_power_of_two() / 2,
+            mib.next_power_of_two(),
+        )));
+    }
+    Ok(mib << 20)
+}
+
+/// Whose calls of TLS libraries are followed.
+pub(crate) const fn reach(when: TlsUprobes) -> Option<Reach> {
+    match when {
+        TlsUprobes::Auto => Some(Reach::Process),
+        TlsUprobes::File => Some(Reach::File),
+        TlsUprobes::Off => None,
+    }
+}
+
 impl TryFrom<RecordArgs> for Options {
     type Error = Failure;
 
     fn try_from(args: RecordArgs) -> Result<Self, Failure> {
-        if !args.ring_size.is_power_of_two() {
-            return Err(Failure::Usage(format!(
-                "--ring-size must be a power of two (the kernel's ring buffers are): {} or {} instead of {}",
-                args.ring_size.next_power_of_two() / 2,
-                args.ring_size.next_power_of_two(),
-                args.ring_size
-            )));
-        }
+        let ring_bytes = ring_bytes(args.ring_size)?;
         let named = args.netns.iter().map(|n| n.parse());
         let mut only: Vec<NetnsRef> =
             named.collect::<Result<_, _>>().map_err(|e| Failure::Usage(format!("--netns: {e}")))?;
@@ -60,12 +74,8 @@ impl TryFrom<RecordArgs> for Options {
             selection,
             force: args.force,
             raw: args.raw,
-            ring_bytes: args.ring_size << 20,
-            follow_libraries: match args.tls_uprobes {
-                TlsUprobes::Auto => Some(Reach::Process),
-                TlsUprobes::File => Some(Reach::File),
-                TlsUprobes::Off => None,
-            },
+            ring_bytes,
+            follow_libraries: reach(args.tls_uprobes),
             quiet: args.quiet,
         })
     }

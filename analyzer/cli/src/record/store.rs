@@ -17,8 +17,25 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// How often what was recorded is made to survive a crash.
-const ROLL: Duration = Duration::from_secs(1);
+/// How often what was recorded is made to survive a crash, and how much is remembered meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// How often.
+    pub(crate) roll: Duration,
+    /// Readings of the clocks that are remembered, one for each roll.
+    pub(crate) clock_samples: usize,
+    /// Processes that have ended are forgotten: for recorders that run for months.
+    pub(crate) forget: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { roll: Duration::from_secs(1), clock_samples: usize::MAX, forget: false }
+    }
+}
+
+/// Namespaces that are remembered: a recorder that runs for months sees more come and go than anyone wants to read of.
+const MOST_NAMESPACES: usize = 4096;
 
 /// Something to write.
 pub(crate) enum Item {
@@ -33,6 +50,8 @@ pub(crate) enum Item {
     KernelProgress(KernelEnd),
     /// Time has passed.
     Tick,
+    /// What was written is wanted now.
+    Roll,
     /// The recording is over: nothing else comes.
     End {
         at: ClockSample,
@@ -76,11 +95,18 @@ pub(crate) struct Store {
     proxies: BTreeMap<NodeId, Arc<Proxy>>,
     kept_tcp: u64,
     kept_http: u64,
+    pace: Pace,
     next_roll: Instant,
 }
 
 impl Store {
-    pub(crate) fn new(sink: Box<dyn CaptureSink>, meta: Meta, als: AlsHandle, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(
+        sink: Box<dyn CaptureSink>,
+        meta: Meta,
+        als: AlsHandle,
+        counters: Arc<Counters>,
+        pace: Pace,
+    ) -> Self {
         Self {
             sink,
             clock: meta.clock.samples().to_vec(),
@@ -92,7 +118,8 @@ impl Store {
             proxies: BTreeMap::new(),
             kept_tcp: 0,
             kept_http: 0,
-            next_roll: Instant::now() + ROLL,
+            pace,
+            next_roll: Instant::now() + pace.roll,
         }
     }
 
@@ -130,12 +157,16 @@ impl Store {
                 Item::Events(list) => list.into_iter().try_for_each(|e| self.sink.write_event(e))?,
                 Item::AccessLogs(batch) => self.access_logs(batch)?,
                 Item::Watched(netns) => {
+                    if self.meta.watched_netns.len() >= MOST_NAMESPACES {
+                        self.meta.watched_netns.remove(0);
+                    }
                     self.meta.watched_netns.push(netns);
                     self.counters.namespaces.fetch_add(1, Relaxed);
                 }
                 Item::Libraries(list) => libraries::add(&mut self.meta.probes.tls_libraries, list),
                 Item::KernelProgress(progress) => self.kernel(progress),
                 Item::Tick => {}
+                Item::Roll => self.next_roll = Instant::now(),
                 Item::End { at, als, kernel } => {
                     self.meta.end = Some(at);
                     tally::als(&mut self.meta.als, &als, self.kept_http, self.kept_tcp);
@@ -144,7 +175,7 @@ impl Store {
                 }
             }
             if Instant::now() >= self.next_roll {
-                self.next_roll = Instant::now() + ROLL;
+                self.next_roll = Instant::now() + self.pace.roll;
                 self.roll()?;
             }
         }
@@ -166,16 +197,16 @@ impl Store {
             self.sink.write_proxy((*proxy).clone())?;
             self.proxies.insert(proxy.node.clone(), proxy);
         }
-        self.counters.entries.fetch_add(batch.entries.len() as u64, Relaxed);
-        for entry in batch.entries {
-            if entry.protocol == HopProtocol::Tcp {
+        let kinds = batch.rows.rows.iter().map(|row| batch.rows.kind(row));
+        for kind in kinds.filter(|kind| kind.access_log_type.is_terminal()) {
+            self.counters.entries.fetch_add(1, Relaxed);
+            if kind.protocol == HopProtocol::Tcp {
                 self.kept_tcp += 1;
             } else {
                 self.kept_http += 1;
             }
-            self.sink.write_access_log(entry)?;
         }
-        batch.progress.into_iter().try_for_each(|entry| self.sink.write_access_log(entry))
+        self.sink.write_access_logs(&batch.rows)
     }
 
     fn kernel(&mut self, progress: KernelEnd) {
@@ -188,6 +219,11 @@ impl Store {
         for process in self.processes.refresh() {
             self.sink.write_process(process)?;
         }
+        if self.pace.forget {
+            for ended in self.processes.forget_ended() {
+                self.owners.remove(&ended);
+            }
+        }
         tally::als(&mut self.meta.als, &self.als.stats(), self.kept_http, self.kept_tcp);
         self.bring_up_to_date();
         self.sink.roll(&self.meta)
@@ -195,6 +231,9 @@ impl Store {
 
     fn bring_up_to_date(&mut self) {
         self.clock.push(clock::sample());
+        if self.clock.len() > self.pace.clock_samples {
+            self.clock.remove(0);
+        }
         self.meta.clock = ClockAnchor::new(self.clock.clone());
         self.meta.envoy_versions.clear();
         for version in self.proxies.values().filter_map(|p| p.envoy_version.clone()) {
