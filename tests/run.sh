@@ -101,7 +101,7 @@ if [ ${#left_out[@]} -gt 0 ]; then
         printf '\n!!!! LEFT OUT: %s\n' "${left_out[1]}"
     fi
 else
-    unset MESHDIFF_SKIP_PRIVILEGED MESHDIFF_SKIP_QEMU MESHDIFF_SKIP_BROWSER MESHDIFF_SKIP_DUCKDB
+    unset MESHDIFF_SKIP_PRIVILEGED MESHDIFF_SKIP_QEMU MESHDIFF_SKIP_BROWSER MESHDIFF_SKIP_DUCKDB MESHDIFF_SKIP_CLICKHOUSE
     phase "setup" tests/setup.sh all || { summary || true; exit 1; }
 fi
 

@@ -8,6 +8,8 @@ use meshdiff_model::{
     AttributionError, ClockAnchor, Content, Detail, DurationNs, HopProtocol, HopSide, JoinedHop, Link, Segment,
     SocketCookie, WallTime, Workload,
 };
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 
 /// Attributes every hop of a graph, in order of start. Hops whose evidence makes them end before they begin are left out;
 /// the second list says so for each.
@@ -35,6 +37,7 @@ pub fn attribute_all(
             requests[parent].children.push(child);
         }
     }
+    number_equal_ids(&mut requests);
     add_call_details(&mut requests);
     (requests, errors)
 }
@@ -75,7 +78,7 @@ fn request(
     let sockets = hop.sockets.map(|cookie| socket(mesh, cookie));
     let id = match (hop.sockets.iter().flatten().next(), start_monotonic) {
         (Some(cookie), Some(at)) => format!("{:x}-{:x}", cookie.0, at.0),
-        _ => format!("als-{index:x}"),
+        _ => log.map_or_else(|| format!("als-{index:x}"), |log| told_by_log(log)),
     };
     Ok(AttributedRequest {
         id,
@@ -144,6 +147,46 @@ fn tries(mesh: &MeshGraph, hop: &JoinedHop) -> Vec<Try> {
     let place = all.iter().position(|a| a.began > last.began).unwrap_or(all.len());
     all.insert(place, last);
     all
+}
+
+/// The name of a request that only a log entry tells of: from what the entry says, so that it does not change with what else was recorded.
+fn told_by_log(log: &HopSide) -> String {
+    let mut hash = FnvHasher::default();
+    (&log.node, log.side, log.downstream_direct_remote_address, log.upstream_local_address).hash(&mut hash);
+    (&log.stream_id, &log.request_id).hash(&mut hash);
+    format!("als-{:x}-{:x}", log.start_time.0, hash.finish())
+}
+
+/// Makes the names of entries that say the same different.
+fn number_equal_ids(requests: &mut [AttributedRequest]) {
+    let mut seen: HashMap<String, u32> = HashMap::new();
+    for request in requests.iter_mut().filter(|r| r.id.starts_with("als-")) {
+        let n = seen.entry(request.id.clone()).or_default();
+        *n += 1;
+        if *n > 1 {
+            request.id = format!("{}-{n}", request.id);
+        }
+    }
+}
+
+/// FNV-1a: the same in every build, which the standard library's hasher does not promise.
+struct FnvHasher(u64);
+
+impl Default for FnvHasher {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for FnvHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// Adds to both ends what the logs say beyond who they are.

@@ -232,20 +232,29 @@ pub fn lines(
     missing: &MissingMetrics,
     clock: &ClockAnchor,
 ) -> Vec<LineSummary> {
-    let base = topology
-        .lines()
-        .flat_map(|(_, _, _, l)| [&l.client, &l.server])
-        .filter_map(|side| side.metrics.windows.keys().next().copied())
-        .min()
-        .unwrap_or_default();
-    let windows = Windows { missing, clock, base };
+    let windows = Windows { missing, clock };
     let mut list: Vec<LineSummary> = topology
         .lines()
         .map(|(_, from, to, line)| summary(topology, from, to, line, &windows))
         .filter(|l| namespace.is_none_or(|n| [&l.client, &l.server].iter().any(|e| e.namespace.as_deref() == Some(n))))
         .collect();
+    count_from_the_first(&mut list);
     list.sort_by_cached_key(key);
     list
+}
+
+/// Counts windows from the first one that is told of, not from one of lines that are not.
+fn count_from_the_first(list: &mut [LineSummary]) {
+    let first = list
+        .iter()
+        .flat_map(|l| [&l.client, &l.server])
+        .filter_map(|end| Some(end.metrics.as_ref()?.windows.first()?.offset))
+        .min()
+        .unwrap_or_default();
+    let ends = list.iter_mut().flat_map(|l| [&mut l.client, &mut l.server]);
+    for window in ends.filter_map(|end| end.metrics.as_mut()).flat_map(|m| &mut m.windows) {
+        window.offset = window.offset - first;
+    }
 }
 
 /// What orders lines: nothing of it but names, so that two recordings of one mesh are in the same order.
@@ -257,7 +266,6 @@ fn key(l: &LineSummary) -> impl Ord + use<> {
 struct Windows<'a> {
     missing: &'a MissingMetrics,
     clock: &'a ClockAnchor,
-    base: meshdiff_model::MonotonicNs,
 }
 
 fn summary(t: &Topology, from: NodeIndex, to: NodeIndex, line: &Line, windows: &Windows<'_>) -> LineSummary {
@@ -327,7 +335,8 @@ impl Windows<'_> {
         } else {
             let window = |(start, measured): (&meshdiff_model::MonotonicNs, &Measured)| MetricsWindow {
                 start: self.clock.to_wall(*start).unwrap_or_default(),
-                offset: *start - self.base,
+                // From the beginning of the clock until all lines are known.
+                offset: *start - meshdiff_model::MonotonicNs(0),
                 metrics: self.measured(measured),
             };
             side.metrics.windows.iter().map(window).collect()

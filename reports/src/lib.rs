@@ -7,9 +7,11 @@
 pub mod html;
 pub mod json;
 pub mod markdown;
+pub mod otlp;
 pub mod requests;
 pub mod table;
 
+mod clocks;
 mod lines;
 mod safe;
 mod summary;

@@ -93,7 +93,8 @@ impl HttpClient {
         connector.set_nodelay(true);
         let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         // Nothing runs between two requests that would notice that a server closed an idle connection: none is kept.
-        let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(https.wrap_connector(connector));
+        let client =
+            Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(https.wrap_connector(connector));
         Ok(Self { runtime, client })
     }
 

@@ -4,7 +4,7 @@ use super::MAX_WATERFALLS;
 use super::bars::{class, percent};
 use super::hops::EndView;
 use super::numbers::{SegmentLine, SocketLine, facts, segment_lines, socket_lines};
-use crate::clocks::Origins;
+use crate::clocks::{Origin, Origins};
 use crate::safe::{shorten, visible};
 use crate::text;
 use meshdiff_analyzer::{AttributedRequest, Try};

@@ -3,5 +3,6 @@
 mod browser;
 mod devtools;
 mod formats;
+mod otlp;
 mod page;
 mod support;

@@ -3,4 +3,6 @@
 mod errors;
 mod fixture;
 mod recording;
+mod store;
 mod support;
+mod traces;

@@ -101,10 +101,11 @@ fn last_of(key: &str) -> String {
 /// How a column of a socket's metrics adds up over the rows of one window; `None` if nobody has said.
 fn summed(column: &ColumnDoc) -> Option<String> {
     let name = quoted(column.name);
+    // sumMap leaves out keys of which all sums are 0: how many rows have them is never 0.
     let list = |key: &str, kind: &str| {
         format!(
-            "CAST(arrayMap((k, n) -> (k, n), (sumMap(arrayMap(x -> x.{key}, t.{name}), arrayMap(x -> x.count, t.{name})) AS sum_{0}).1, \
-             sum_{0}.2), 'Array(Tuple({key} {kind}, count UInt64))') AS {name}",
+            "CAST(arrayMap((k, n) -> (k, n), (sumMap(arrayMap(x -> x.{key}, t.{name}), arrayMap(x -> x.count, t.{name}), \
+             arrayMap(x -> 1, t.{name})) AS sum_{0}).1, sum_{0}.2), 'Array(Tuple({key} {kind}, count UInt64))') AS {name}",
             column.name
         )
     };

@@ -1,6 +1,6 @@
 //! One segment of the window: a capture of its own, of some seconds.
 
-use meshdiff_capture::{Capture, CaptureError, Meta, RecordingState, Table};
+use meshdiff_capture::{Capture, CaptureError, Meta, Table};
 use meshdiff_model::ClockSample;
 use std::fs;
 use std::io;
@@ -54,8 +54,9 @@ impl Segment {
     }
 
     /// True if its agent was killed: what it had in memory is missing.
+    #[cfg(test)]
     pub(crate) fn is_interrupted(&self) -> bool {
-        self.meta.state != RecordingState::Complete
+        self.meta.state != meshdiff_capture::RecordingState::Complete
     }
 
     /// Its files, by table in the order of writing.
