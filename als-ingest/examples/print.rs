@@ -34,7 +34,7 @@ async fn main() -> anyhow::Result<()> {
             if let Some(proxy) = batch.proxy {
                 writeln!(out, "{}", json!({ "proxy": proxy }))?;
             }
-            for entry in batch.entries.into_iter().chain(batch.progress) {
+            for entry in batch.rows.hops() {
                 writeln!(out, "{}", json!({ "entry": entry }))?;
             }
             out.flush()?;

@@ -1,10 +1,12 @@
 //! From the bytes of one stream to batches of entries.
 
 use crate::proto::{
-    Decoded, EntryDecoder, InvalidField, ProstDecoder, entries, proxy_from_identifier, scan, unknown_proxy,
+    EntryDecoder, EntryKind, InvalidEntry, InvalidField, ProstDecoder, entries, proxy_from_identifier, scan,
+    unknown_proxy,
 };
 use crate::stats::{AlsStats, Counters, Tally};
-use meshdiff_model::{HopSide, Proxy};
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+use meshdiff_model::{HopSide, LogBatch, Proxy};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -14,15 +16,32 @@ pub struct AlsBatch {
     /// The sender, when it is new or has changed. Other streams of the same proxy do not repeat it, so entries of a
     /// node can come shortly before its proxy does.
     pub proxy: Option<Arc<Proxy>>,
-    /// Finished requests and connections, in the order in which Envoy logged them.
-    pub entries: Vec<HopSide>,
-    /// Entries that do not stand for a finished request or connection: attempts (`UpstreamEnd`), and how those do that are not over.
-    pub progress: Vec<HopSide>,
+    /// Its entries in the order in which Envoy logged them: finished requests and connections, and those that do not stand for one
+    /// (attempts, and how those do that are not over), which [`AccessLogType::is_terminal`](meshdiff_model::AccessLogType::is_terminal) tells.
+    pub rows: LogBatch,
 }
 
 impl AlsBatch {
     pub(crate) fn is_empty(&self) -> bool {
-        self.proxy.is_none() && self.entries.is_empty() && self.progress.is_empty()
+        self.proxy.is_none() && self.rows.is_empty()
+    }
+
+    /// How many of the entries stand for finished requests and connections.
+    #[must_use]
+    pub fn ended(&self) -> usize {
+        self.rows.rows.iter().filter(|row| self.rows.kind(row).access_log_type.is_terminal()).count()
+    }
+
+    /// Finished requests and connections.
+    #[must_use]
+    pub fn entries(&self) -> Vec<HopSide> {
+        self.rows.hops().filter(|hop| hop.access_log_type.is_terminal()).collect()
+    }
+
+    /// The other entries.
+    #[must_use]
+    pub fn progress(&self) -> Vec<HopSide> {
+        self.rows.hops().filter(|hop| !hop.access_log_type.is_terminal()).collect()
     }
 }
 
@@ -54,51 +73,26 @@ impl Identity {
     }
 }
 
-/// Decodes the entries of one stream's messages.
-#[derive(Debug)]
-pub(crate) struct MessageDecoder {
-    decoder: EntryDecoder,
-    oracle: Option<ProstDecoder>,
-}
-
-impl MessageDecoder {
-    pub(crate) fn new() -> Self {
-        Self { decoder: EntryDecoder::new(), oracle: None }
-    }
-
-    fn oracle() -> Self {
-        Self { decoder: EntryDecoder::new(), oracle: Some(ProstDecoder::new()) }
-    }
-
-    /// Decodes the entries of a message that the scanner accepted, and appends them.
-    pub(crate) fn decode(
-        &mut self,
-        message: &[u8],
-        count: usize,
-        from: &Identity,
-        hops: &mut Decoded,
-        tally: &mut Tally,
-    ) {
-        let before = (hops.ended.len(), hops.progress.len());
-        // An entry takes at least two bytes, so `count` is bounded by the message; yet a hop is hundreds of times as large.
-        hops.ended.reserve(count.min(message.len() / 64 + 1));
-        for (kind, bytes) in entries(message) {
-            let decoded = match &mut self.oracle {
-                None => self.decoder.decode(kind, bytes, &from.proxy, hops, tally),
-                Some(prost) => prost.decode(kind, bytes, &from.proxy, hops, tally),
-            };
-            if let Err(invalid) = decoded {
-                tally.entry(invalid);
+/// Decodes the entries of a message that the scanner accepted, each with `decode`, which says whether it is terminal.
+pub(crate) fn decode_message(
+    message: &[u8],
+    from: &Identity,
+    tally: &mut Tally,
+    mut decode: impl FnMut(EntryKind, &[u8], &mut Tally) -> Result<bool, InvalidEntry>,
+) {
+    let (mut kept, mut all) = (0, 0);
+    for (kind, bytes) in entries(message) {
+        match decode(kind, bytes, tally) {
+            Ok(terminal) => {
+                kept += u64::from(terminal);
+                all += 1;
             }
+            Err(invalid) => tally.entry(invalid),
         }
-        let kept = hops.ended.len() - before.0;
-        tally.kept += kept as u64;
-        if !from.introduced {
-            let all = kept + hops.progress.len() - before.1;
-            if all > 0 {
-                tally.add_field(InvalidField::MissingIdentifier, all as u64);
-            }
-        }
+    }
+    tally.kept += kept;
+    if !from.introduced && all > 0 {
+        tally.add_field(InvalidField::MissingIdentifier, all);
     }
 }
 
@@ -106,34 +100,90 @@ impl MessageDecoder {
 /// does with the messages of one stream, it does as well.
 #[derive(Debug)]
 pub struct StreamDecoder {
-    identity: Identity,
-    announced: Option<Arc<Proxy>>,
-    messages: MessageDecoder,
-    counters: Counters,
+    stream: Stream,
+    decoder: EntryDecoder,
 }
 
 impl StreamDecoder {
     /// A decoder for a stream from this address.
     #[must_use]
     pub fn new(peer: Option<IpAddr>) -> Self {
-        Self::with(MessageDecoder::new(), peer)
-    }
-
-    /// A decoder that builds prost's messages on its way, as the tests' oracle and to be measured against.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn oracle(peer: Option<IpAddr>) -> Self {
-        Self::with(MessageDecoder::oracle(), peer)
-    }
-
-    fn with(messages: MessageDecoder, peer: Option<IpAddr>) -> Self {
-        Self { identity: Identity::unknown(peer), announced: None, messages, counters: Counters::default() }
+        Self { stream: Stream::new(peer), decoder: EntryDecoder::new() }
     }
 
     /// Decodes one message. What is malformed is counted in [`stats`](Self::stats) and survived.
     pub fn decode(&mut self, message: &[u8]) -> AlsBatch {
+        let Self { stream, decoder } = self;
+        stream.message(message, |from, tally| {
+            decoder.begin(&from.proxy);
+            decode_message(message, from, tally, |kind, bytes, tally| decoder.decode(kind, bytes, &from.proxy, tally));
+        });
+        let rows = self.decoder.take();
+        AlsBatch { proxy: self.stream.announce(!rows.is_empty()), rows }
+    }
+
+    /// What was decoded so far.
+    #[must_use]
+    pub fn stats(&self) -> AlsStats {
+        self.stream.counters.snapshot((0, 0), 0)
+    }
+}
+
+/// The same by way of prost's messages: the tests' oracle, and to be measured against.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct OracleDecoder {
+    stream: Stream,
+    prost: ProstDecoder,
+}
+
+impl OracleDecoder {
+    /// A decoder for a stream from this address.
+    #[must_use]
+    pub fn new(peer: Option<IpAddr>) -> Self {
+        Self { stream: Stream::new(peer), prost: ProstDecoder::new() }
+    }
+
+    /// The proxy if it is new, and all entries.
+    pub fn decode(&mut self, message: &[u8]) -> (Option<Arc<Proxy>>, Vec<HopSide>) {
+        let Self { stream, prost } = self;
+        let mut hops = Vec::new();
+        stream.message(message, |from, tally| {
+            decode_message(message, from, tally, |kind, bytes, tally| {
+                hops.push(prost.decode(kind, bytes, &from.proxy, tally)?);
+                Ok(hops.last().is_some_and(|hop| hop.access_log_type.is_terminal()))
+            });
+        });
+        (self.stream.announce(!hops.is_empty()), hops)
+    }
+
+    /// The entries of a message that prost has decoded, for what it is worth to be compared with: its sender stays unknown.
+    pub fn convert(&mut self, message: StreamAccessLogsMessage) -> Vec<HopSide> {
+        self.prost.convert(message, &self.stream.identity.proxy, &mut Tally::default())
+    }
+
+    /// What was decoded so far.
+    #[must_use]
+    pub fn stats(&self) -> AlsStats {
+        self.stream.counters.snapshot((0, 0), 0)
+    }
+}
+
+/// What a stream without a server has beside its decoder.
+#[derive(Debug)]
+struct Stream {
+    identity: Identity,
+    announced: Option<Arc<Proxy>>,
+    counters: Counters,
+}
+
+impl Stream {
+    fn new(peer: Option<IpAddr>) -> Self {
+        Self { identity: Identity::unknown(peer), announced: None, counters: Counters::default() }
+    }
+
+    fn message(&mut self, message: &[u8], decode: impl FnOnce(&Identity, &mut Tally)) {
         let mut tally = Tally::default();
-        let mut batch = AlsBatch::default();
         self.counters.received_message(message.len());
         match scan(message) {
             Ok(found) => {
@@ -141,26 +191,21 @@ impl StreamDecoder {
                 if let Some(identifier) = found.identifier {
                     self.identity.update(identifier, &mut tally);
                 }
-                let count = found.http + found.tcp;
-                let mut hops = Decoded::default();
-                self.messages.decode(message, count, &self.identity, &mut hops, &mut tally);
-                (batch.entries, batch.progress) = (hops.ended, hops.progress);
-                let new = self.announced.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &self.identity.proxy));
-                if new && (self.identity.introduced || !batch.is_empty()) {
-                    self.announced = Some(Arc::clone(&self.identity.proxy));
-                    batch.proxy.clone_from(&self.announced);
-                }
+                decode(&self.identity, &mut tally);
             }
             Err(invalid) => tally.message(invalid),
         }
         self.counters.add(&tally);
-        batch
     }
 
-    /// What was decoded so far.
-    #[must_use]
-    pub fn stats(&self) -> AlsStats {
-        self.counters.snapshot((0, 0), 0)
+    /// The proxy, if it was not said yet and there is a reason to.
+    fn announce(&mut self, entries: bool) -> Option<Arc<Proxy>> {
+        let new = self.announced.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &self.identity.proxy));
+        if !new || !(self.identity.introduced || entries) {
+            return None;
+        }
+        self.announced = Some(Arc::clone(&self.identity.proxy));
+        self.announced.clone()
     }
 }
 
@@ -175,7 +220,7 @@ mod tests {
             let mut decoder = StreamDecoder::new(None);
             let mut kept = 0;
             for message in &messages {
-                kept += decoder.decode(message).entries.len() as u64;
+                kept += decoder.decode(message).ended() as u64;
             }
             let stats = decoder.stats();
             prop_assert_eq!(stats.messages, messages.len() as u64);

@@ -1,5 +1,6 @@
 //! Strings that repeat are kept once.
 
+use meshdiff_model::Place;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -51,15 +52,82 @@ impl Interner {
     }
 }
 
-/// Where in the fast table a string goes, by its length and its ends.
+/// Where in the fast table a string goes.
 fn place(text: &[u8]) -> usize {
+    (ends(text) >> (u64::BITS - RECENT.ilog2())) as usize
+}
+
+/// A string's length and its ends mixed into a number.
+#[inline]
+fn ends(text: &[u8]) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let ends = match (text.first_chunk(), text.last_chunk()) {
         (Some(&first), Some(&last)) => u64::from_le_bytes(first).rotate_left(25) ^ u64::from_le_bytes(last),
         _ => text.iter().fold(0, |all, &byte| all << 8 | u64::from(byte)),
     };
-    let mixed = (ends ^ text.len() as u64).wrapping_mul(ODD);
-    (mixed >> (u64::BITS - RECENT.ilog2())) as usize
+    (ends ^ text.len() as u64).wrapping_mul(ODD)
+}
+
+/// Where values are in a batch's list. Each has one place only in this table: one whose place another has taken is listed again.
+#[derive(Debug)]
+pub(crate) struct Places<T> {
+    slots: Box<[Slot<T>]>,
+    /// The batch that places are of.
+    batch: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Slot<T> {
+    value: Option<T>,
+    batch: u32,
+    place: Place,
+}
+
+impl<T: Clone + PartialEq> Places<T> {
+    /// A table of this many places, a power of two.
+    pub(crate) fn new(slots: usize) -> Self {
+        let empty = || Slot { value: None, batch: 0, place: Place::NONE };
+        Self { slots: std::iter::repeat_with(empty).take(slots).collect(), batch: 1 }
+    }
+
+    /// A new batch begins: its lists are empty. Values stay known, so that they need not be made again.
+    pub(crate) fn forget(&mut self) {
+        self.batch = self.batch.wrapping_add(1);
+        if self.batch == 0 {
+            self.slots.iter_mut().for_each(|slot| slot.batch = 0);
+            self.batch = 1;
+        }
+    }
+
+    /// The value's place in the list, to which it is added if need be.
+    #[inline]
+    pub(crate) fn find(&mut self, hash: u64, value: &T, list: &mut Vec<T>) -> Place {
+        let at = (hash >> 32) as usize & (self.slots.len() - 1);
+        let slot = &mut self.slots[at];
+        if slot.batch == self.batch && slot.value.as_ref() == Some(value) {
+            return slot.place;
+        }
+        list.push(value.clone());
+        *slot = Slot { value: Some(value.clone()), batch: self.batch, place: Place::at(list.len() - 1) };
+        slot.place
+    }
+}
+
+impl Places<Arc<str>> {
+    /// The same of a text.
+    #[inline]
+    pub(crate) fn find_text(&mut self, text: &str, list: &mut Vec<Arc<str>>) -> Place {
+        let at = (ends(text.as_bytes()) >> 32) as usize & (self.slots.len() - 1);
+        let slot = &mut self.slots[at];
+        let known = slot.value.as_ref().filter(|known| ***known == *text);
+        if slot.batch == self.batch && known.is_some() {
+            return slot.place;
+        }
+        let value = known.cloned().unwrap_or_else(|| text.into());
+        list.push(Arc::clone(&value));
+        *slot = Slot { value: Some(value), batch: self.batch, place: Place::at(list.len() - 1) };
+        slot.place
+    }
 }
 
 /// Values by the bytes that they were decoded from, for bytes that repeat on many entries.
@@ -109,13 +177,16 @@ impl<V: Clone> Memo<V> {
     }
 }
 
-/// All bytes mixed into a number; not safe against bytes that were chosen to collide.
+/// Bytes mixed into a number; not safe against bytes that were chosen to collide.
 #[inline]
 fn mix(bytes: &[u8]) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let (words, rest) = bytes.as_chunks::<8>();
     let add = |all: u64, word: u64| (all.rotate_left(5) ^ word).wrapping_mul(ODD);
-    let mixed = words.iter().fold(bytes.len() as u64, |all, word| add(all, u64::from_le_bytes(*word)));
+    // Of long ones a third, and the end: certificates that differ do so in more than one word.
+    let step = if words.len() > 8 { 3 } else { 1 };
+    let some = words.iter().step_by(step).chain(words.last());
+    let mixed = some.fold(bytes.len() as u64, |all, word| add(all, u64::from_le_bytes(*word)));
     rest.iter().fold(mixed, |all, &byte| add(all, u64::from(byte)))
 }
 
@@ -150,6 +221,28 @@ mod tests {
             assert_eq!(**text, **first);
             assert!(Arc::ptr_eq(first, &names.intern(text)));
         }
+    }
+
+    #[test]
+    fn places_are_those_of_this_batch_and_of_this_value() {
+        let (mut texts, mut numbers) = (Places::new(16), Places::new(16));
+        for _ in 0..3 {
+            let (mut listed, mut counted) = (Vec::new(), Vec::new());
+            for n in (0..100_u64).chain(0..100).chain([7, 7]) {
+                let text = format!("text {n}");
+                let place = texts.find_text(&text, &mut listed);
+                assert_eq!(place.of(&listed).map(|t| &**t), Some(&*text));
+                // All of them collide, or none.
+                let place = numbers.find(if n < 50 { n << 32 } else { 0 }, &n, &mut counted);
+                assert_eq!(place.of(&counted), Some(&n));
+            }
+            let before = listed.len();
+            texts.find_text("text 7", &mut listed);
+            assert_eq!(listed.len(), before, "found again");
+            texts.forget();
+            numbers.forget();
+        }
+        assert_eq!(texts.slots.len(), 16);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The door for Envoy's access logs: a gRPC Access Log Service (`envoy.service.accesslog.v3`) that takes HTTP and TCP
-//! entries from many Envoys at once and hands them on as [`HopSide`](meshdiff_model::HopSide)s, with the
+//! entries from many Envoys at once and hands them on as rows ([`LogBatch`](meshdiff_model::LogBatch)), with the
 //! [`Proxy`](meshdiff_model::Proxy) that each stream introduces itself as.
 //!
 //! The protocol has no acknowledgement and no sequence numbers, and an Envoy whose receiver is slow drops entries
@@ -22,6 +22,8 @@ mod settings;
 mod stats;
 mod tls;
 
+#[doc(hidden)]
+pub use decoder::OracleDecoder;
 pub use decoder::{AlsBatch, StreamDecoder};
 pub use error::{BindError, ServeError};
 pub use proto::{InvalidEntry, InvalidField, InvalidMessage};

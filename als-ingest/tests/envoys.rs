@@ -43,10 +43,11 @@ fn decode(message: &[u8]) -> Decoded {
     let mut decoder = StreamDecoder::new(None);
     let batch = decoder.decode(message);
     let stats = decoder.stats();
-    assert_eq!(stats.entries(), (batch.entries.len() + batch.progress.len()) as u64);
+    assert_eq!(stats.entries(), batch.rows.len() as u64);
     let malformed = [stats.malformed_messages, stats.malformed_entries, stats.malformed_fields];
     assert_eq!(malformed, [const { BTreeMap::new() }; 3], "a real Envoy sends nothing that is wrong");
-    Decoded { proxy: batch.proxy.expect("introduced"), ended: batch.entries, progress: batch.progress }
+    let (ended, progress) = (batch.entries(), batch.progress());
+    Decoded { proxy: batch.proxy.expect("introduced"), ended, progress }
 }
 
 fn by_path<'a>(hops: &'a [HopSide], path: &str) -> Vec<&'a HopSide> {

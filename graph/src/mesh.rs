@@ -88,6 +88,9 @@ pub struct MeshGraph {
     pub client_messages_seen: u64,
     /// Access log entries that stand for TCP connections: they are no requests, and no hop is made of them.
     pub tcp_connections_logged: u64,
+    /// Requests that the kernel saw a sidecar hand to its application and get an answer to, and of which no log entry of that sidecar came:
+    /// when, and to whom.
+    pub unlogged_by_servers: Vec<(MonotonicNs, Workload)>,
     /// The process topology: who is connected to whom, and how.
     pub topology: Topology,
     /// Each socket's node.
@@ -98,17 +101,21 @@ impl MeshGraph {
     /// Joins a recording. Never fails: what cannot be joined carries its reason.
     #[must_use]
     pub fn build(input: HopInput<'_>, processes: &[Process], directory: &dyn Directory) -> Self {
-        let Joined { endpoints, connections, hops, client_messages, tcp_entries } = crate::join::join(input);
+        let Joined { endpoints, connections, hops, client_messages, tcp_entries, unlogged } = crate::join::join(input);
         let mut mesh = Self {
             graph: DiGraph::new(),
             hops: Vec::new(),
             client_messages_seen: client_messages,
             tcp_connections_logged: tcp_entries,
+            unlogged_by_servers: Vec::new(),
             topology: Topology::default(),
             sockets: HashMap::new(),
         };
         let pods = mesh.add_sockets(&endpoints, &connections, processes, directory);
-        mesh.topology = lines::build(input, &endpoints, &connections, processes, &mesh.workloads(&pods), directory);
+        let workloads = mesh.workloads(&pods);
+        let server = |netns: &NetnsId| workloads.get(netns).cloned().unwrap_or_else(Workload::unknown);
+        mesh.unlogged_by_servers = unlogged.iter().map(|u| (u.at, server(&u.netns))).collect();
+        mesh.topology = lines::build(input, &endpoints, &connections, processes, &workloads, directory);
         let callers = callers(&hops, &endpoints);
         mesh.hops = hops.into_iter().zip(callers).map(|(joined, caller)| Hop { joined, caller }).collect();
         mesh.add_hop_edges(&pods, directory);

@@ -111,7 +111,7 @@ pub(super) fn peer(encoded: EncodedPeer<'_>, tally: &mut Tally) -> Option<Peer> 
 }
 
 /// What the tags say, in the order of [`TAGS`]; `None` if nothing.
-pub(super) fn tags(values: [Option<&str>; TAGS.len()], tally: &mut Tally) -> Option<Box<HopTags>> {
+pub(super) fn tags(values: [Option<&str>; TAGS.len()], tally: &mut Tally) -> Option<HopTags> {
     if values == [None; TAGS.len()] {
         return None;
     }
@@ -158,7 +158,7 @@ pub(super) fn tags(values: [Option<&str>; TAGS.len()], tally: &mut Tally) -> Opt
         upstream_ready_after,
         upstream_protocol,
     };
-    (tags != HopTags::default()).then(|| Box::new(tags))
+    (tags != HopTags::default()).then_some(tags)
 }
 
 #[cfg(test)]

@@ -1,18 +1,17 @@
-//! Access log entries into the model's [`HopSide`].
+//! Access log entries into the rows of a [`LogBatch`].
 
 use super::details::{self, EncodedPeer};
 use super::reader::{Reader, Undecodable};
+use super::rows::Rows;
 use super::view::{self, Address, Common, Message, Tls};
-use super::{EntryKind, InvalidEntry, InvalidField, flags, side, time};
-use crate::intern::{Interner, Memo, cut};
+use super::{EntryKind, InvalidEntry, InvalidField, side, time};
+use crate::intern::{Memo, cut};
 use crate::stats::{Tally, counted};
 use envoy_types::pb::envoy::config::core::v3::RequestMethod;
 use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogType as WireType, http_access_log_entry::HttpVersion};
-use envoy_types::pb::google::protobuf::Duration;
 use meshdiff_model::{
-    AccessLogType, DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, DurationNs, HopBytes,
-    HopDetails, HopFailure, HopProtocol, HopSide, HopTimings, HopTls, Peer, Proxy, RequestId, UpstreamLocalAddr,
-    UpstreamRemoteAddr,
+    AccessLogType, DownstreamDirectRemoteAddr, DownstreamLocalAddr, HopProtocol, HopTls, LogBatch, LogId, LogKind,
+    LogRow, LogSizes, LogStreamId, Peer, Place, Proxy, uuid_of,
 };
 use std::sync::Arc;
 
@@ -69,24 +68,6 @@ impl LogType {
     }
 }
 
-/// Where entries go: requests and connections that ended, and the rest.
-#[derive(Debug, Default)]
-pub(crate) struct Decoded {
-    pub(crate) ended: Vec<HopSide>,
-    pub(crate) progress: Vec<HopSide>,
-}
-
-impl Decoded {
-    pub(crate) fn len(&self) -> usize {
-        self.ended.len() + self.progress.len()
-    }
-
-    /// The list for entries of this type.
-    pub(super) fn list(&mut self, of: AccessLogType) -> &mut Vec<HopSide> {
-        if of.is_terminal() { &mut self.ended } else { &mut self.progress }
-    }
-}
-
 /// The type of an entry; one that is not terminal is counted.
 pub(super) fn log_type(access_log_type: i32, intermediate: bool, tally: &mut Tally) -> AccessLogType {
     terminal(access_log_type, intermediate).unwrap_or_else(|other| {
@@ -120,11 +101,10 @@ fn terminal(access_log_type: i32, intermediate: bool) -> Result<AccessLogType, L
     })
 }
 
-/// Converts entries; it keeps one copy of the strings, peers and certificates that repeat.
+/// Turns entries into the rows of a batch.
 #[derive(Debug)]
 pub(crate) struct EntryDecoder {
-    names: Interner,
-    paths: Interner,
+    rows: Rows,
     tls: Memo<Option<Arc<HopTls>>>,
     peers: Memo<Option<Arc<Peer>>>,
     key: Vec<u8>,
@@ -132,17 +112,26 @@ pub(crate) struct EntryDecoder {
 
 impl EntryDecoder {
     pub(crate) fn new() -> Self {
-        Self {
-            names: Interner::new(INTERNED),
-            paths: Interner::new(INTERNED),
-            tls: Memo::new(REMEMBERED),
-            peers: Memo::new(REMEMBERED),
-            key: Vec::new(),
-        }
+        Self { rows: Rows::new(), tls: Memo::new(REMEMBERED), peers: Memo::new(REMEMBERED), key: Vec::new() }
     }
 
-    /// Decodes one entry, and appends it. One that is not terminal, and whatever is wrong with one that is kept, are
-    /// counted in `tally`.
+    /// How many rows there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.rows.batch.len()
+    }
+
+    /// The rows that were decoded since they were last taken.
+    pub(crate) fn take(&mut self) -> LogBatch {
+        self.rows.take()
+    }
+
+    /// Begins with the entries of a proxy's message.
+    pub(crate) fn begin(&mut self, proxy: &Proxy) {
+        self.rows.node = self.rows.text_at(&proxy.node.0);
+    }
+
+    /// Decodes one entry of the proxy that was [begun](Self::begin) with, and appends it; returns whether it is terminal. One that is
+    /// not, and whatever is wrong with one that is kept, are counted in `tally`.
     ///
     /// # Errors
     /// If the entry cannot be used. The caller counts it.
@@ -151,9 +140,8 @@ impl EntryDecoder {
         kind: EntryKind,
         bytes: &[u8],
         proxy: &Proxy,
-        hops: &mut Decoded,
         tally: &mut Tally,
-    ) -> Result<(), InvalidEntry> {
+    ) -> Result<bool, InvalidEntry> {
         let undecodable = |Undecodable| InvalidEntry::Undecodable;
         match kind {
             EntryKind::Http => {
@@ -162,97 +150,148 @@ impl EntryDecoder {
                 let common = entry.common.as_ref().ok_or(InvalidEntry::MissingCommonProperties)?;
                 let tls = self.tls(common.tls_properties.as_ref(), tally).map_err(undecodable)?;
                 let protocol = protocol(entry.protocol_version, tally);
-                let hop = self.common(common, protocol, tls, proxy, hops, tally)?;
-                self.request(&entry.request, hop, tally);
-                self.response(&entry.response, hop, tally);
-                // For HTTP Envoy's stream id is the request id (`stream_info.getStreamIdProvider()`).
-                if hop.request_id.is_none() {
-                    hop.request_id = hop.stream_id.clone().map(RequestId);
+                let (mut kind, mut sizes, mut row) = self.common(common, protocol, tls, proxy, tally)?;
+                let request = &entry.request;
+                if let Some(name) = method(request.request_method, tally) {
+                    kind.method = self.rows.text_at(name);
                 }
+                kind.authority = self.rows.name(request.authority, tally);
+                let path = request.path.split(['?', '#']).next().unwrap_or_default();
+                row.path = self.rows.text(path, MAX_PATH, tally);
+                // For HTTP Envoy's stream id is the request id (`stream_info.getStreamIdProvider()`).
+                let stream = shortened(common.stream_id, MAX_ID, tally);
+                let id = shortened(request.request_id, MAX_ID, tally).or(stream);
+                row.request_id = id.map_or(LogId::None, |id| match uuid_of(id.as_bytes()) {
+                    Some(uuid) => LogId::Uuid(uuid),
+                    None => LogId::Text(self.rows.text_at(id)),
+                });
+                row.stream_id = match stream {
+                    None => LogStreamId::None,
+                    same if same == id => LogStreamId::Same,
+                    Some(other) => LogStreamId::Text(self.rows.text_at(other)),
+                };
+                let response = &entry.response;
+                kind.response_code = response_code(response.response_code.0, tally);
+                kind.response_code_details = self.rows.name(response.response_code_details, tally);
+                sizes.request_body = request.request_body_bytes;
+                sizes.response_body = response.response_body_bytes;
+                sizes.counts[4] = response.downstream_header_bytes_sent;
+                sizes.counts[5] = request.downstream_header_bytes_received;
+                sizes.counts[6] = request.upstream_header_bytes_sent;
+                sizes.counts[7] = response.upstream_header_bytes_received;
+                sizes.counts[8] = request.request_headers_bytes;
+                sizes.counts[9] = response.response_headers_bytes;
+                self.rows.push(&kind, &sizes, row);
+                Ok(kind.access_log_type.is_terminal())
             }
             EntryKind::Tcp => {
                 let mut entry = view::Tcp::default();
                 entry.merge(Reader::new(bytes)).map_err(undecodable)?;
                 let common = entry.common.as_ref().ok_or(InvalidEntry::MissingCommonProperties)?;
                 let tls = self.tls(common.tls_properties.as_ref(), tally).map_err(undecodable)?;
-                let hop = self.common(common, HopProtocol::Tcp, tls, proxy, hops, tally)?;
-                hop.request_body_bytes = entry.connection.received_bytes;
-                hop.response_body_bytes = entry.connection.sent_bytes;
+                let (kind, mut sizes, mut row) = self.common(common, HopProtocol::Tcp, tls, proxy, tally)?;
+                if let Some(id) = shortened(common.stream_id, MAX_ID, tally) {
+                    row.stream_id = LogStreamId::Text(self.rows.text_at(id));
+                }
+                sizes.request_body = entry.connection.received_bytes;
+                sizes.response_body = entry.connection.sent_bytes;
+                self.rows.push(&kind, &sizes, row);
+                Ok(kind.access_log_type.is_terminal())
             }
         }
-        Ok(())
     }
 
-    /// Appends a hop with what entries of both kinds have in common. Nothing can go wrong with it any more.
-    fn common<'h>(
+    /// What entries of both kinds have in common. Nothing can go wrong with it any more.
+    #[inline]
+    fn common(
         &mut self,
         common: &Common<'_>,
         protocol: HopProtocol,
         tls: Option<Arc<HopTls>>,
         proxy: &Proxy,
-        hops: &'h mut Decoded,
         tally: &mut Tally,
-    ) -> Result<&'h mut HopSide, InvalidEntry> {
+    ) -> Result<(LogKind, LogSizes, LogRow), InvalidEntry> {
         let start_time = time::wall_time(common.start_time.ok_or(InvalidEntry::MissingStartTime)?)?;
         let access_log_type = log_type(common.access_log_type, common.intermediate_log_entry, tally);
         let mut addr = |wire: &Option<Address<'_>>| optional(wire.as_ref().map(Address::socket_addr), tally);
-        let direct = addr(&common.downstream_direct_remote_address).map(DownstreamDirectRemoteAddr);
-        let remote = addr(&common.downstream_remote_address).map(DownstreamRemoteAddr);
-        let local = addr(&common.downstream_local_address).map(DownstreamLocalAddr);
-        let upstream_local = addr(&common.upstream_local_address).map(UpstreamLocalAddr);
-        let upstream_remote = addr(&common.upstream_remote_address).map(UpstreamRemoteAddr);
-        let list = hops.list(access_log_type);
-        list.push(HopSide {
-            node: proxy.node.clone(),
-            side: side::side(common.upstream_cluster, proxy, direct, local),
+        let direct = addr(&common.downstream_direct_remote_address);
+        let remote = addr(&common.downstream_remote_address);
+        let local = addr(&common.downstream_local_address);
+        let upstream_local = addr(&common.upstream_local_address);
+        let upstream_remote = addr(&common.upstream_remote_address);
+        let (upstream_local_ip, upstream_local_port) = self.rows.addr(upstream_local);
+        let downstream_peer = self.peer(common.filter_state_objects.downstream, tally);
+        let upstream_peer = self.peer(common.filter_state_objects.upstream, tally);
+        let tags = details::tags(common.custom_tags.0, tally);
+        let (spans, present) = spans(common, tally);
+        let rows = &mut self.rows;
+        let kind = LogKind {
+            node: rows.node,
+            side: side::side(
+                common.upstream_cluster,
+                proxy,
+                direct.map(DownstreamDirectRemoteAddr),
+                local.map(DownstreamLocalAddr),
+            ),
             protocol,
             access_log_type,
-            start_time,
-            timings: timings(common, tally),
-            downstream_direct_remote_address: direct,
-            downstream_remote_address: remote,
-            downstream_local_address: local,
-            upstream_local_address: upstream_local,
-            upstream_remote_address: upstream_remote,
-            upstream_cluster: self.name(common.upstream_cluster, tally),
-            route_name: self.name(common.route_name, tally),
-            upstream_request_attempt_count: Some(common.upstream_request_attempt_count).filter(|&n| n > 0),
-            response_flags: flags::short_names(common.response_flags),
-            request_id: None,
-            stream_id: shortened(common.stream_id, MAX_ID, tally).map(Into::into),
-            method: None,
-            authority: None,
-            path: None,
+            downstream_local: rows.addr(local),
+            upstream_local_ip,
+            upstream_remote: rows.addr(upstream_remote),
+            upstream_cluster: rows.name(common.upstream_cluster, tally),
+            route_name: rows.name(common.route_name, tally),
+            attempts: Some(common.upstream_request_attempt_count).filter(|&n| n > 0),
+            flags: rows.flags(common.response_flags),
+            method: Place::NONE,
+            authority: Place::NONE,
             response_code: None,
-            response_code_details: None,
-            request_body_bytes: 0,
-            response_body_bytes: 0,
-            tls_sni_hostname: common.tls_properties.as_ref().and_then(|t| self.name(t.tls_sni_hostname, tally)),
-            downstream_tls: common.tls_properties.is_some(),
-            details: HopDetails {
-                bytes: HopBytes {
-                    downstream_wire_bytes_sent: details::bytes(common.downstream_wire_bytes_sent),
-                    downstream_wire_bytes_received: details::bytes(common.downstream_wire_bytes_received),
-                    upstream_wire_bytes_sent: details::bytes(common.upstream_wire_bytes_sent),
-                    upstream_wire_bytes_received: details::bytes(common.upstream_wire_bytes_received),
-                    ..HopBytes::default()
-                },
-                tls,
-                downstream_peer: self.peer(common.filter_state_objects.downstream, tally),
-                upstream_peer: self.peer(common.filter_state_objects.upstream, tally),
-                tags: details::tags(common.custom_tags.0, tally),
-                failure: self.failure(
-                    [
-                        common.upstream_transport_failure_reason,
-                        common.downstream_transport_failure_reason,
-                        common.connection_termination_details,
-                    ],
-                    tally,
-                ),
+            response_code_details: Place::NONE,
+            tls_sni_hostname: match &common.tls_properties {
+                Some(tls) => rows.name(tls.tls_sni_hostname, tally),
+                None => Place::NONE,
             },
-        });
-        // Just pushed.
-        list.last_mut().ok_or(InvalidEntry::Undecodable)
+            downstream_tls: common.tls_properties.is_some(),
+            tls: rows.tls(tls),
+            downstream_peer: rows.peer(downstream_peer),
+            upstream_peer: rows.peer(upstream_peer),
+            failure: [
+                common.upstream_transport_failure_reason,
+                common.downstream_transport_failure_reason,
+                common.connection_termination_details,
+            ]
+            .map(|reason| rows.name(reason, tally)),
+        };
+        let sizes = LogSizes {
+            request_body: 0,
+            response_body: 0,
+            counts: [
+                common.downstream_wire_bytes_sent,
+                common.downstream_wire_bytes_received,
+                common.upstream_wire_bytes_sent,
+                common.upstream_wire_bytes_received,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ],
+        };
+        let row = LogRow {
+            kind: 0,
+            sizes: 0,
+            start_time,
+            spans,
+            present,
+            downstream_direct_remote: rows.addr(direct),
+            downstream_remote: rows.addr(remote),
+            upstream_local_port,
+            path: Place::NONE,
+            request_id: LogId::None,
+            stream_id: LogStreamId::None,
+            tags: rows.tags(tags),
+        };
+        Ok((kind, sizes, row))
     }
 
     /// TLS without the SNI. What was wrong with it is counted each time, so only what has no fault is remembered.
@@ -296,63 +335,29 @@ impl EntryDecoder {
             new
         })
     }
-
-    fn failure(&mut self, reasons: [&str; 3], tally: &mut Tally) -> Option<Box<HopFailure>> {
-        if reasons == [""; 3] {
-            return None;
-        }
-        let [upstream_transport_failure_reason, downstream_transport_failure_reason, connection_termination_details] =
-            reasons.map(|reason| self.name(reason, tally));
-        Some(Box::new(HopFailure {
-            upstream_transport_failure_reason,
-            downstream_transport_failure_reason,
-            connection_termination_details,
-        }))
-    }
-
-    fn request(&mut self, request: &view::Request<'_>, hop: &mut HopSide, tally: &mut Tally) {
-        hop.method = method(request.request_method, tally).map(|name| self.names.intern(name));
-        hop.authority = self.name(request.authority, tally);
-        let path = request.path.split(['?', '#']).next().unwrap_or_default();
-        hop.path = shortened(path, MAX_PATH, tally).map(|p| self.paths.intern(p));
-        hop.request_id = shortened(request.request_id, MAX_ID, tally).map(|id| match &hop.stream_id {
-            Some(same) if **same == *id => RequestId(Arc::clone(same)),
-            _ => RequestId(id.into()),
-        });
-        hop.request_body_bytes = request.request_body_bytes;
-        let bytes = &mut hop.details.bytes;
-        bytes.request_headers_bytes = details::bytes(request.request_headers_bytes);
-        bytes.upstream_header_bytes_sent = details::bytes(request.upstream_header_bytes_sent);
-        bytes.downstream_header_bytes_received = details::bytes(request.downstream_header_bytes_received);
-    }
-
-    fn response(&mut self, response: &view::Response<'_>, hop: &mut HopSide, tally: &mut Tally) {
-        hop.response_code = response_code(response.response_code.0, tally);
-        hop.response_code_details = self.name(response.response_code_details, tally);
-        hop.response_body_bytes = response.response_body_bytes;
-        let bytes = &mut hop.details.bytes;
-        bytes.response_headers_bytes = details::bytes(response.response_headers_bytes);
-        bytes.upstream_header_bytes_received = details::bytes(response.upstream_header_bytes_received);
-        bytes.downstream_header_bytes_sent = details::bytes(response.downstream_header_bytes_sent);
-    }
-
-    fn name(&mut self, text: &str, tally: &mut Tally) -> Option<Arc<str>> {
-        shortened(text, MAX_TEXT, tally).map(|t| self.names.intern(t))
-    }
 }
 
-fn timings(common: &Common<'_>, tally: &mut Tally) -> HopTimings {
-    let mut span = |wire: Option<Duration>| -> Option<DurationNs> { optional(wire.map(time::duration), tally) };
-    HopTimings {
-        time_to_last_rx_byte: span(common.time_to_last_rx_byte),
-        time_to_first_upstream_tx_byte: span(common.time_to_first_upstream_tx_byte),
-        time_to_last_upstream_tx_byte: span(common.time_to_last_upstream_tx_byte),
-        time_to_first_upstream_rx_byte: span(common.time_to_first_upstream_rx_byte),
-        time_to_last_upstream_rx_byte: span(common.time_to_last_upstream_rx_byte),
-        time_to_first_downstream_tx_byte: span(common.time_to_first_downstream_tx_byte),
-        time_to_last_downstream_tx_byte: span(common.time_to_last_downstream_tx_byte),
-        duration: span(common.duration),
+/// The spans in the order of [`HopTimings`](meshdiff_model::HopTimings), and which of them are there.
+#[inline]
+fn spans(common: &Common<'_>, tally: &mut Tally) -> ([i64; 8], u8) {
+    let wire = [
+        common.time_to_last_rx_byte,
+        common.time_to_first_upstream_tx_byte,
+        common.time_to_last_upstream_tx_byte,
+        common.time_to_first_upstream_rx_byte,
+        common.time_to_last_upstream_rx_byte,
+        common.time_to_first_downstream_tx_byte,
+        common.time_to_last_downstream_tx_byte,
+        common.duration,
+    ];
+    let (mut spans, mut present) = ([0; 8], 0);
+    for (n, wire) in wire.into_iter().enumerate() {
+        if let Some(span) = optional(wire.map(time::duration), tally) {
+            spans[n] = span.0;
+            present |= 1 << n;
+        }
     }
+    (spans, present)
 }
 
 /// The status code; `None` for Envoy's 0, which says that no response began.

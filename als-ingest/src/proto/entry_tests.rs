@@ -11,8 +11,8 @@ use envoy_types::pb::envoy::data::accesslog::v3::{
     AccessLogCommon, ConnectionProperties, HttpAccessLogEntry, HttpRequestProperties, HttpResponseProperties,
     ResponseFlags, TcpAccessLogEntry, TlsProperties,
 };
-use envoy_types::pb::google::protobuf::{Any, Struct, Timestamp, UInt32Value, Value, value::Kind};
-use meshdiff_model::{NodeId, ProxyKind, Side, TlsVersion, WallTime};
+use envoy_types::pb::google::protobuf::{Any, Duration, Struct, Timestamp, UInt32Value, Value, value::Kind};
+use meshdiff_model::{DurationNs, HopDetails, HopSide, HopTimings, NodeId, ProxyKind, Side, TlsVersion, WallTime};
 use proptest::prelude::*;
 use prost::Message as _;
 
@@ -94,12 +94,15 @@ fn decode(entry: &HttpAccessLogEntry) -> (Result<HopSide, InvalidEntry>, Tally) 
 
 /// Decodes one entry alone.
 fn one(decoder: &mut EntryDecoder, kind: EntryKind, bytes: &[u8], tally: &mut Tally) -> Result<HopSide, InvalidEntry> {
-    let mut hops = Decoded::default();
-    decoder.decode(kind, bytes, &sidecar(), &mut hops, tally)?;
+    let proxy = sidecar();
+    decoder.begin(&proxy);
+    let terminal = decoder.decode(kind, bytes, &proxy, tally);
+    let batch = decoder.take();
+    let terminal = terminal?;
+    let mut hops: Vec<HopSide> = batch.hops().collect();
     assert_eq!(hops.len(), 1);
-    assert!(hops.ended.iter().all(|h| h.access_log_type.is_terminal()));
-    assert!(hops.progress.iter().all(|h| !h.access_log_type.is_terminal()));
-    Ok(hops.ended.pop().or(hops.progress.pop()).expect("one"))
+    assert_eq!(hops[0].access_log_type.is_terminal(), terminal);
+    Ok(hops.remove(0))
 }
 
 fn kept(entry: &HttpAccessLogEntry) -> (HopSide, Tally) {

@@ -11,13 +11,14 @@ mod node;
 mod oracle;
 mod peer;
 mod reader;
+mod rows;
 mod schema;
 mod side;
 mod time;
 mod view;
 mod wire;
 
-pub(crate) use entry::{Decoded, EntryDecoder, LogType};
+pub(crate) use entry::{EntryDecoder, LogType};
 pub(crate) use node::{proxy_from_identifier, unknown_proxy};
 pub(crate) use oracle::ProstDecoder;
 pub(crate) use wire::{EntryKind, entries, scan};

@@ -3,7 +3,7 @@
 
 use super::details::{self, Certificate, DOWNSTREAM_PEERS, EncodedPeer, TAGS, UPSTREAM_PEERS};
 use super::entry::{
-    Decoded, INTERNED, MAX_ID, MAX_PATH, MAX_TEXT, log_type, method, optional, protocol, response_code, shortened,
+    INTERNED, MAX_ID, MAX_PATH, MAX_TEXT, log_type, method, optional, protocol, response_code, shortened,
 };
 use super::{EntryKind, InvalidEntry, address, flags, side, time};
 use crate::intern::Interner;
@@ -16,6 +16,8 @@ use envoy_types::pb::envoy::data::accesslog::v3::tls_properties::{
 use envoy_types::pb::envoy::data::accesslog::v3::{
     AccessLogCommon, HttpAccessLogEntry, HttpRequestProperties, HttpResponseProperties, TcpAccessLogEntry,
 };
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::LogEntries;
 use envoy_types::pb::google::protobuf::Duration;
 use meshdiff_model::{
     DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, DurationNs, HopBytes, HopDetails,
@@ -45,45 +47,58 @@ impl ProstDecoder {
         kind: EntryKind,
         bytes: &[u8],
         proxy: &Proxy,
-        hops: &mut Decoded,
-        tally: &mut Tally,
-    ) -> Result<(), InvalidEntry> {
-        let hop = self.hop(kind, bytes, proxy, tally)?;
-        hops.list(hop.access_log_type).push(hop);
-        Ok(())
-    }
-
-    fn hop(
-        &mut self,
-        kind: EntryKind,
-        bytes: &[u8],
-        proxy: &Proxy,
         tally: &mut Tally,
     ) -> Result<HopSide, InvalidEntry> {
         match kind {
             EntryKind::Http => {
                 let entry = HttpAccessLogEntry::decode(bytes).map_err(|_| InvalidEntry::Undecodable)?;
-                let common = entry.common_properties.ok_or(InvalidEntry::MissingCommonProperties)?;
-                let protocol = protocol(entry.protocol_version, tally);
-                let mut hop = self.common(&common, protocol, proxy, tally)?;
-                self.request(entry.request.unwrap_or_default(), &mut hop, tally);
-                self.response(entry.response.unwrap_or_default(), &mut hop, tally);
-                // For HTTP Envoy's stream id is the request id (`stream_info.getStreamIdProvider()`).
-                if hop.request_id.is_none() {
-                    hop.request_id = hop.stream_id.clone().map(RequestId);
-                }
-                Ok(hop)
+                self.http(entry, proxy, tally)
             }
             EntryKind::Tcp => {
                 let entry = TcpAccessLogEntry::decode(bytes).map_err(|_| InvalidEntry::Undecodable)?;
-                let common = entry.common_properties.ok_or(InvalidEntry::MissingCommonProperties)?;
-                let mut hop = self.common(&common, HopProtocol::Tcp, proxy, tally)?;
-                let connection = entry.connection_properties.unwrap_or_default();
-                hop.request_body_bytes = connection.received_bytes;
-                hop.response_body_bytes = connection.sent_bytes;
-                Ok(hop)
+                self.tcp(entry, proxy, tally)
             }
         }
+    }
+
+    /// The entries of a message that prost decoded; those that cannot be used are left out.
+    pub(crate) fn convert(
+        &mut self,
+        message: StreamAccessLogsMessage,
+        proxy: &Proxy,
+        tally: &mut Tally,
+    ) -> Vec<HopSide> {
+        match message.log_entries {
+            Some(LogEntries::HttpLogs(logs)) => {
+                logs.log_entry.into_iter().filter_map(|entry| self.http(entry, proxy, tally).ok()).collect()
+            }
+            Some(LogEntries::TcpLogs(logs)) => {
+                logs.log_entry.into_iter().filter_map(|entry| self.tcp(entry, proxy, tally).ok()).collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    fn http(&mut self, entry: HttpAccessLogEntry, proxy: &Proxy, tally: &mut Tally) -> Result<HopSide, InvalidEntry> {
+        let common = entry.common_properties.ok_or(InvalidEntry::MissingCommonProperties)?;
+        let protocol = protocol(entry.protocol_version, tally);
+        let mut hop = self.common(&common, protocol, proxy, tally)?;
+        self.request(entry.request.unwrap_or_default(), &mut hop, tally);
+        self.response(entry.response.unwrap_or_default(), &mut hop, tally);
+        // For HTTP Envoy's stream id is the request id (`stream_info.getStreamIdProvider()`).
+        if hop.request_id.is_none() {
+            hop.request_id = hop.stream_id.clone().map(RequestId);
+        }
+        Ok(hop)
+    }
+
+    fn tcp(&mut self, entry: TcpAccessLogEntry, proxy: &Proxy, tally: &mut Tally) -> Result<HopSide, InvalidEntry> {
+        let common = entry.common_properties.ok_or(InvalidEntry::MissingCommonProperties)?;
+        let mut hop = self.common(&common, HopProtocol::Tcp, proxy, tally)?;
+        let connection = entry.connection_properties.unwrap_or_default();
+        hop.request_body_bytes = connection.received_bytes;
+        hop.response_body_bytes = connection.sent_bytes;
+        Ok(hop)
     }
 
     fn common(
@@ -167,7 +182,7 @@ impl ProstDecoder {
             tls: None,
             downstream_peer,
             upstream_peer,
-            tags: details::tags(tags, tally),
+            tags: details::tags(tags, tally).map(Box::new),
             failure: (failure != HopFailure::default()).then(|| Box::new(failure)),
         }
     }

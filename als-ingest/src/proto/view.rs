@@ -3,13 +3,17 @@
 //! As protobuf has it: of a field that comes twice the last value stands, a message that comes twice is merged with what came before it,
 //! and a member of a `oneof` replaces another member.
 
-use super::details::{Certificate, DOWNSTREAM_PEERS, EncodedPeer, TAGS, UPSTREAM_PEERS};
+mod address;
+mod parts;
+
+pub(super) use address::Address;
+pub(super) use parts::Tls;
+
 use super::reader::{Key, Reader, Undecodable};
-use super::schema::{self, Schema};
-use super::{InvalidField, address};
+use super::schema;
+use address::merge_address;
 use envoy_types::pb::google::protobuf::{Duration, Timestamp};
-use std::borrow::Cow;
-use std::net::{SocketAddr, SocketAddrV4};
+use parts::{FilterState, Tags};
 
 /// A message of which some fields are kept.
 pub(super) trait Message<'a>: Default {
@@ -191,170 +195,6 @@ fn seconds_and_nanos(key: Key, reader: &mut Reader<'_>, seconds: &mut i64, nanos
     }
 }
 
-/// `TLSProperties`. The certificates stay undecoded: those of the next entry are mostly the same.
-#[derive(Debug, Default)]
-pub(super) struct Tls<'a> {
-    pub(super) tls_version: i32,
-    pub(super) tls_cipher_suite: Option<Code>,
-    pub(super) tls_sni_hostname: &'a str,
-    pub(super) local_certificate: Undecoded<'a>,
-    pub(super) peer_certificate: Undecoded<'a>,
-}
-
-impl<'a> Message<'a> for Tls<'a> {
-    #[inline(always)]
-    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
-        match key.number {
-            1 => reader.int32(key).map(|v| self.tls_version = v),
-            2 => merge_optional(&mut self.tls_cipher_suite, key, reader),
-            3 => reader.string(key).map(|v| self.tls_sni_hostname = v),
-            4 => self.local_certificate.append(reader.message(key)?),
-            5 => self.peer_certificate.append(reader.message(key)?),
-            _ => schema::TLS.check(key, reader),
-        }
-    }
-}
-
-/// A message whose decoding is left for later, if ever. Several occurrences merge as their bytes do one after the other.
-#[derive(Debug, Default)]
-pub(super) struct Undecoded<'a> {
-    pub(super) bytes: Cow<'a, [u8]>,
-    depth: u32,
-}
-
-impl<'a> Undecoded<'a> {
-    fn append(&mut self, again: Reader<'a>) -> Result<(), Undecodable> {
-        self.depth = again.depth();
-        if self.bytes.is_empty() {
-            self.bytes = Cow::Borrowed(again.rest());
-            return Ok(());
-        }
-        // A field must not run from one occurrence into the next.
-        schema::CERTIFICATE.check_all(again)?;
-        schema::CERTIFICATE.check_all(self.reader())?;
-        self.bytes.to_mut().extend_from_slice(again.rest());
-        Ok(())
-    }
-
-    fn reader(&self) -> Reader<'_> {
-        Reader::nested(&self.bytes, self.depth)
-    }
-
-    /// Decodes it as `CertificateProperties`.
-    ///
-    /// # Errors
-    /// If prost would refuse it.
-    pub(super) fn certificate(&self) -> Result<Certificate<'_>, Undecodable> {
-        let mut certificate = Certificate::default();
-        let mut reader = self.reader();
-        while let Some(key) = reader.key()? {
-            match key.number {
-                1 => {
-                    let mut name = AltName::default();
-                    name.merge(reader.message(key)?)?;
-                    certificate.names.push(name.0);
-                }
-                2 => certificate.subject = reader.string(key)?,
-                _ => schema::CERTIFICATE.check(key, &mut reader)?,
-            }
-        }
-        Ok(certificate)
-    }
-}
-
-/// `SubjectAltName`: the oneof's member that came last.
-#[derive(Debug, Default)]
-struct AltName<'a>(&'a str);
-
-impl<'a> Message<'a> for AltName<'a> {
-    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
-        match key.number {
-            1 | 2 => reader.string(key).map(|v| self.0 = v),
-            _ => reader.skip(key),
-        }
-    }
-}
-
-/// `filter_state_objects`, of which only the peers are kept.
-#[derive(Debug, Default)]
-pub(super) struct FilterState<'a> {
-    pub(super) downstream: [Option<EncodedPeer<'a>>; 3],
-    pub(super) upstream: [Option<EncodedPeer<'a>>; 3],
-}
-
-impl<'a> FilterState<'a> {
-    fn entry(&mut self, reader: Reader<'a>) -> Result<(), Undecodable> {
-        let mut entry = AnyEntry::default();
-        entry.merge(reader)?;
-        let at = |keys: [&str; 3]| keys.iter().position(|&key| key == entry.key);
-        if let Some(at) = at(DOWNSTREAM_PEERS) {
-            self.downstream[at] = Some(entry.value);
-        } else if let Some(at) = at(UPSTREAM_PEERS) {
-            self.upstream[at] = Some(entry.value);
-        }
-        Ok(())
-    }
-}
-
-/// An entry of a `map<string, Any>`.
-#[derive(Debug, Default)]
-struct AnyEntry<'a> {
-    key: &'a str,
-    value: EncodedPeer<'a>,
-}
-
-impl<'a> Message<'a> for AnyEntry<'a> {
-    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
-        match key.number {
-            1 => reader.string(key).map(|v| self.key = v),
-            2 => self.value.merge(reader.message(key)?),
-            _ => reader.skip(key),
-        }
-    }
-}
-
-impl<'a> Message<'a> for EncodedPeer<'a> {
-    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
-        match key.number {
-            1 => reader.string(key).map(|v| self.type_url = v),
-            2 => reader.bytes(key).map(|v| self.value = v),
-            _ => reader.skip(key),
-        }
-    }
-}
-
-/// `custom_tags`, of which only those in [`TAGS`] are kept.
-#[derive(Debug, Default)]
-pub(super) struct Tags<'a>(pub(super) [Option<&'a str>; TAGS.len()]);
-
-impl<'a> Tags<'a> {
-    fn entry(&mut self, reader: Reader<'a>) -> Result<(), Undecodable> {
-        let mut entry = TextEntry::default();
-        entry.merge(reader)?;
-        if let Some(at) = TAGS.iter().position(|&key| key == entry.key) {
-            self.0[at] = Some(entry.value);
-        }
-        Ok(())
-    }
-}
-
-/// An entry of a `map<string, string>`.
-#[derive(Debug, Default)]
-struct TextEntry<'a> {
-    key: &'a str,
-    value: &'a str,
-}
-
-impl<'a> Message<'a> for TextEntry<'a> {
-    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
-        match key.number {
-            1 => reader.string(key).map(|v| self.key = v),
-            2 => reader.string(key).map(|v| self.value = v),
-            _ => reader.skip(key),
-        }
-    }
-}
-
 /// `ResponseFlags`: bit *n* is the field with number *n*.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Flags(pub(super) u32);
@@ -448,109 +288,6 @@ impl Message<'_> for Code {
     }
 }
 
-/// `core.v3.Address`.
-#[derive(Debug, Default)]
-pub(super) enum Address<'a> {
-    /// No member of the oneof, or one that is not known.
-    #[default]
-    Unset,
-    /// An IP address and port, supposedly.
-    Socket(Socket<'a>),
-    /// An IPv4 address and port, and the text of the address.
-    Plain(&'a [u8], SocketAddrV4),
-    /// A Unix domain socket.
-    Pipe,
-    /// Internal to Envoy.
-    Internal,
-}
-
-impl<'a> Message<'a> for Address<'a> {
-    #[inline(always)]
-    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
-        match key.number {
-            1 => {
-                let again = reader.message(key)?;
-                if let Self::Plain(address, plain) = *self {
-                    *self = Self::Socket(Socket { address, port: Port::Value(plain.port().into()) });
-                }
-                if let Self::Socket(socket) = self {
-                    return socket.merge(again);
-                }
-                let mut socket = Socket::default();
-                socket.merge(again)?;
-                *self = Self::Socket(socket);
-                Ok(())
-            }
-            2 => self.other(Self::Pipe, &schema::PIPE, key, reader),
-            3 => self.other(Self::Internal, &schema::INTERNAL_ADDRESS, key, reader),
-            _ => reader.skip(key),
-        }
-    }
-}
-
-impl Address<'_> {
-    fn other(&mut self, kind: Self, schema: &Schema, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
-        *self = kind;
-        schema.check_all(reader.message(key)?)
-    }
-
-    /// The IP address and port, an IPv4-mapped IPv6 address as the IPv4 address that is meant.
-    ///
-    /// # Errors
-    /// If it is a pipe or internal to Envoy, or not an IP address with a port.
-    #[inline]
-    pub(super) fn socket_addr(&self) -> Result<SocketAddr, InvalidField> {
-        match self {
-            Self::Plain(_, plain) => Ok(SocketAddr::V4(*plain)),
-            Self::Socket(socket) => {
-                let ip = address::ip_of_utf8(socket.address).ok_or(InvalidField::InvalidAddress)?;
-                let port = match socket.port {
-                    Port::Value(port) => u16::try_from(port).map_err(|_| InvalidField::InvalidAddress)?,
-                    Port::Named => return Err(InvalidField::InvalidAddress),
-                };
-                Ok(SocketAddr::new(ip.to_canonical(), port))
-            }
-            Self::Pipe => Err(InvalidField::PipeAddress),
-            Self::Internal => Err(InvalidField::InternalAddress),
-            Self::Unset => Err(InvalidField::InvalidAddress),
-        }
-    }
-}
-
-/// `core.v3.SocketAddress`.
-#[derive(Debug, Default)]
-pub(super) struct Socket<'a> {
-    /// Is UTF-8.
-    address: &'a [u8],
-    port: Port,
-}
-
-/// The oneof `port_specifier`.
-#[derive(Debug)]
-enum Port {
-    Value(u32),
-    Named,
-}
-
-impl Default for Port {
-    /// proto3 leaves zero out where a oneof is set without presence; X-Forwarded-For gives port 0 as well.
-    fn default() -> Self {
-        Self::Value(0)
-    }
-}
-
-impl<'a> Message<'a> for Socket<'a> {
-    #[inline(always)]
-    fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
-        match key.number {
-            2 => reader.utf8(key).map(|v| self.address = v),
-            3 => reader.uint32(key).map(|v| self.port = Port::Value(v)),
-            4 => reader.utf8(key).map(|_| self.port = Port::Named),
-            _ => schema::SOCKET_ADDRESS.check(key, reader),
-        }
-    }
-}
-
 /// Merges a span. Most are below a second: nanoseconds and nothing else.
 #[inline(always)]
 fn merge_span(to: &mut Option<Duration>, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
@@ -567,42 +304,6 @@ fn merge_span(to: &mut Option<Duration>, key: Key, reader: &mut Reader<'_>) -> R
         return Ok(());
     }
     merge_slowly(to, again)
-}
-
-/// Merges an address. Most have the shape in which Envoy writes an IPv4 address.
-#[inline(always)]
-fn merge_address<'a>(to: &mut Option<Address<'a>>, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
-    let again = reader.message(key)?;
-    if to.is_none()
-        && let Some(plain) = plain_address(again.rest())
-    {
-        *to = Some(plain);
-        return Ok(());
-    }
-    merge_slowly(to, again)
-}
-
-/// `socket_address { address: "10.0.0.1" port_value: 80 }`, byte for byte; `None` for whatever is not that.
-#[inline(always)]
-fn plain_address(bytes: &[u8]) -> Option<Address<'_>> {
-    const SOCKET_ADDRESS: u8 = 1 << 3 | 2;
-    const ADDRESS: u8 = 2 << 3 | 2;
-    const PORT_VALUE: u8 = 3 << 3;
-    let [SOCKET_ADDRESS, len, ADDRESS, ip_len @ ..0x80, ref rest @ ..] = *bytes else { return None };
-    let (ip, port) = rest.split_at_checked(usize::from(ip_len))?;
-    if usize::from(len) != rest.len() + 2 || len >= 0x80 {
-        return None;
-    }
-    let low = |byte: u8| u16::from(byte & 0x7f);
-    let port = match *port {
-        [PORT_VALUE, a] if a < 0x80 => low(a),
-        [PORT_VALUE, a, b] if a >= 0x80 && b < 0x80 => low(a) | low(b) << 7,
-        // The third byte has room for what is left of 16 bits.
-        [PORT_VALUE, a, b, c] if a & b >= 0x80 && c < 4 => low(a) | low(b) << 7 | low(c) << 14,
-        _ => return None,
-    };
-    // What is an address is ASCII.
-    Some(Address::Plain(ip, SocketAddrV4::new(address::ipv4(ip)?, port)))
 }
 
 #[inline(never)]

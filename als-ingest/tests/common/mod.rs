@@ -1,6 +1,8 @@
 //! A client that sends what it is told to, well-formed or not, as an Envoy would: without ever ending its streams.
 
-use bytes::{Buf, Bytes};
+mod raw;
+
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::envoy::data::accesslog::v3::{
     AccessLogCommon, AccessLogType, HttpAccessLogEntry, HttpRequestProperties, TcpAccessLogEntry,
@@ -13,6 +15,7 @@ use envoy_types::pb::google::protobuf::Timestamp;
 use meshdiff_als::{AlsBatch, AlsHandle, AlsServer, AlsSettings, AlsStats, AlsTls, ServeError};
 use meshdiff_model::{HopSide, Proxy};
 use prost::Message;
+use raw::Raw;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +23,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
@@ -59,9 +61,9 @@ impl Running {
         let all = async {
             while hops.len() < entries {
                 let Some(batch) = self.batches.recv().await else { break };
+                hops.extend(batch.entries());
+                self.progress.extend(batch.progress());
                 proxies.extend(batch.proxy);
-                hops.extend(batch.entries);
-                self.progress.extend(batch.progress);
             }
         };
         let in_time = tokio::time::timeout(DEADLINE, all).await.is_ok();
@@ -118,40 +120,6 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.answer.abort();
-    }
-}
-
-#[derive(Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = ();
-    type Encoder = Self;
-    type Decoder = Self;
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        bytes::BufMut::put(to, item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = ();
-    type Error = Status;
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<()>, Status> {
-        from.advance(from.remaining());
-        Ok(Some(()))
     }
 }
 

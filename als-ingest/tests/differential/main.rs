@@ -8,7 +8,8 @@ mod generate;
 mod mutate;
 
 use generate::{Random, http_entry, tcp_entry};
-use meshdiff_als::{AlsStats, StreamDecoder};
+use meshdiff_als::{AlsStats, OracleDecoder, StreamDecoder};
+use meshdiff_model::{HopSide, LogBatchBuilder};
 use mutate::{damage, field, length_delimited, rearrange, varint};
 use std::fmt::Write;
 
@@ -20,22 +21,26 @@ const RECORDED: [(&[u8], bool); 3] = [
 
 /// Decodes the messages both ways, as one stream, and compares all that can be seen of it.
 fn same(what: &str, messages: &[Vec<u8>]) -> AlsStats {
-    let (mut new, mut oracle) = (StreamDecoder::new(None), StreamDecoder::oracle(None));
+    let (mut new, mut oracle) = (StreamDecoder::new(None), OracleDecoder::new(None));
     for message in messages {
-        let (got, want) = (new.decode(message), oracle.decode(message));
-        if got.entries != want.entries
-            || got.progress != want.progress
-            || got.proxy != want.proxy
-            || new.stats() != oracle.stats()
-        {
+        let (got, (proxy, want)) = (new.decode(message), oracle.decode(message));
+        let rows: Vec<HopSide> = got.rows.hops().collect();
+        if rows != want || through_rows(&want) != want || got.proxy != proxy || new.stats() != oracle.stats() {
             let hex = message.iter().fold(String::new(), |mut hex, byte| {
                 write!(hex, "{byte:02x}").expect("strings take all");
                 hex
             });
-            panic!("{what}: {hex}\n{got:#?}\n{:#?}\nprost:\n{want:#?}\n{:#?}", new.stats(), oracle.stats());
+            panic!("{what}: {hex}\n{rows:#?}\n{:#?}\nprost:\n{want:#?}\n{:#?}", new.stats(), oracle.stats());
         }
     }
     new.stats()
+}
+
+/// Hops as rows and back.
+fn through_rows(hops: &[HopSide]) -> Vec<HopSide> {
+    let mut rows = LogBatchBuilder::default();
+    hops.iter().for_each(|hop| rows.push(hop));
+    rows.take().hops().collect()
 }
 
 /// A message with these entries.

@@ -3,8 +3,8 @@
 
 use crate::names::Named;
 use arrow::array::{
-    ArrayRef, BooleanArray, ListBuilder, MapBuilder, MapFieldNames, PrimitiveArray, StringArray, StringBuilder,
-    StructArray, UInt32Builder, UInt64Builder,
+    ArrayRef, BooleanArray, FixedSizeBinaryBuilder, ListBuilder, MapBuilder, MapFieldNames, PrimitiveArray,
+    StringArray, StringBuilder, StructArray, UInt32Builder, UInt64Builder,
 };
 use arrow::array::{ArrowPrimitiveType, ListArray};
 use arrow::buffer::OffsetBuffer;
@@ -110,6 +110,7 @@ fn type_name(data_type: &DataType) -> String {
             format!("struct<{}>", parts.join(", "))
         }
         DataType::Map(_, _) => "map<utf8, utf8>".to_owned(),
+        DataType::FixedSizeBinary(16) => "uuid".to_owned(),
         other => other.to_string().to_lowercase(),
     }
 }
@@ -212,6 +213,25 @@ pub(crate) fn opt_named<R, N: Named>(
     let encode =
         move |rows: &[R]| Arc::new(rows.iter().map(|r| get(r).map(|n| n.name())).collect::<StringArray>()) as ArrayRef;
     Column::new(name, DataType::Utf8, true, Packing::Dictionary, Box::new(encode))
+}
+
+/// A UUID, as its 16 bytes.
+pub(crate) fn opt_uuid<R>(
+    name: &'static str,
+    get: impl Fn(&R) -> Option<[u8; 16]> + Send + Sync + 'static,
+) -> Column<R> {
+    const BYTES: i32 = 16;
+    let encode = move |rows: &[R]| {
+        let mut builder = FixedSizeBinaryBuilder::with_capacity(rows.len(), BYTES);
+        for row in rows {
+            match get(row) {
+                Some(uuid) => builder.append_value(uuid).expect("as many bytes as the column's values have"),
+                None => builder.append_null(),
+            }
+        }
+        Arc::new(builder.finish()) as ArrayRef
+    };
+    Column::new(name, DataType::FixedSizeBinary(BYTES), true, Packing::Dictionary, Box::new(encode))
 }
 
 /// An IP address as text, which every tool can show and compare; the dictionary makes it as small as a number.

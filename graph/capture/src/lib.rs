@@ -6,11 +6,15 @@
 //! [`roll`](CaptureSink::roll) readable. Reading survives what files meet on their way: a part that is cut short or
 //! damaged is left out, counted and named in [`Damage`], and never a reason to panic.
 
+pub mod clickhouse;
 mod column;
 mod damage;
 mod docs;
 mod error;
 mod file;
+mod filter;
+pub mod http;
+mod logs;
 mod meta;
 mod names;
 mod part;
@@ -26,6 +30,7 @@ pub use column::ColumnDoc;
 pub use damage::{Damage, DamagedPart, PartError};
 pub use docs::schema_markdown;
 pub use error::CaptureError;
+pub use filter::{Keep, PartFilter, proxies_of_part, sockets_of_part};
 pub use meta::{
     AlsStats, EntryCounts, EventCounts, HostInfo, Meta, ProbeInfo, RecordingState, TableStats, TierRefusal, TlsLibrary,
     ToolInfo, Unmeasured, WatchReason, WatchedNetns,
@@ -36,13 +41,13 @@ pub use table::Table;
 pub use writer::{CaptureWriter, Existing, WriterOptions};
 
 /// The schema that this version writes. Within a version columns and fields may be added, never changed or removed.
-pub const SCHEMA_VERSION: &str = "meshdiff.capture/v1";
+pub const SCHEMA_VERSION: &str = "meshdiff.capture/v2";
 
 /// What stands before the number in [`SCHEMA_VERSION`].
 pub(crate) const SCHEMA_PREFIX: &str = "meshdiff.capture/v";
 
 /// The number in [`SCHEMA_VERSION`].
-pub(crate) const SCHEMA_NUMBER: u32 = 1;
+pub(crate) const SCHEMA_NUMBER: u32 = 2;
 
 /// The file that makes a folder a capture.
 pub(crate) const META_FILE: &str = "meta.json";

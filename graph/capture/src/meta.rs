@@ -269,6 +269,15 @@ pub struct TableStats {
     pub dropped_rows: u64,
 }
 
+/// A text that is no `meta.json` for this version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum NotMeta {
+    /// A later version wrote it.
+    Newer(String),
+    /// It is something else, or damaged.
+    Bad(String),
+}
+
 impl Meta {
     pub(crate) fn to_json(&self) -> Vec<u8> {
         let mut json = serde_json::to_vec_pretty(self).expect("meta has only string keys, so it always serialises");
@@ -290,22 +299,29 @@ impl Meta {
         if json.len() as u64 > MAX_META_BYTES {
             return Err(bad(format!("it is larger than {MAX_META_BYTES} bytes")));
         }
+        Self::from_json(&json).map_err(|error| match error {
+            NotMeta::Newer(found) => CaptureError::NewerSchema { path: dir.to_owned(), found },
+            NotMeta::Bad(reason) => bad(reason),
+        })
+    }
+
+    /// Understands a `meta.json`.
+    pub(crate) fn from_json(json: &[u8]) -> Result<Self, NotMeta> {
+        let bad = |e: serde_json::Error| NotMeta::Bad(e.to_string());
         // The version comes first: a later schema may have any other shape.
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Version {
             schema_version: Option<String>,
         }
-        let version: Version = serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))?;
-        let version = version.schema_version.ok_or_else(|| bad("it has no schemaVersion".to_owned()))?;
+        let version: Version = serde_json::from_slice(json).map_err(bad)?;
+        let version = version.schema_version.ok_or_else(|| NotMeta::Bad("it has no schemaVersion".to_owned()))?;
         let number = version.strip_prefix(SCHEMA_PREFIX).and_then(|n| n.parse::<u32>().ok());
         match number {
-            Some(SCHEMA_NUMBER) => {}
-            Some(n) if n > SCHEMA_NUMBER => {
-                return Err(CaptureError::NewerSchema { path: dir.to_owned(), found: version });
-            }
-            _ => return Err(bad(format!("its schemaVersion is {version:?}, not {SCHEMA_VERSION:?}"))),
+            Some(1..=SCHEMA_NUMBER) => {}
+            Some(n) if n > SCHEMA_NUMBER => return Err(NotMeta::Newer(version)),
+            _ => return Err(NotMeta::Bad(format!("its schemaVersion is {version:?}, not {SCHEMA_VERSION:?}"))),
         }
-        serde_json::from_slice(&json).map_err(|e| bad(e.to_string()))
+        serde_json::from_slice(json).map_err(bad)
     }
 }

@@ -9,22 +9,25 @@ use crate::view::{Interner, View};
 use arrow::array::{RecordBatch, RecordBatchReader};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use parquet::schema::types::ColumnPath;
+use std::fs;
+use std::io;
 use std::panic::AssertUnwindSafe;
+use std::path::Path;
 
 /// The footer's key for the length and CRC-32 of everything before the footer. Parquet's own page checksums are not
 /// written by the parquet crate, and without any a flipped bit in a number would be read as another number.
-const CHECKSUM_KEY: &str = "meshdiff.body_crc32";
+pub(crate) const CHECKSUM_KEY: &str = "meshdiff.body_crc32";
 const MAGIC: &[u8] = b"PAR1";
 /// Bounds on what a footer may claim, far beyond what the writer makes, so that a damaged or hostile one cannot ask
 /// for all memory.
-pub(crate) const MAX_FILE_BYTES: u64 = 1 << 30;
+const MAX_FILE_BYTES: u64 = 1 << 30;
 const MAX_ROWS: i64 = 1 << 24;
 const MAX_UNCOMPRESSED_BYTES: i64 = 4 << 30;
 const BATCH_ROWS: usize = 8192;
@@ -65,7 +68,11 @@ impl<R: Row> Encoder<R> {
     pub(crate) fn encode(&self, rows: &[R]) -> Result<Vec<u8>, ParquetError> {
         let arrays = self.columns.iter().map(|c| c.encode(rows)).collect();
         let batch = RecordBatch::try_new(self.schema.clone(), arrays)?;
-        let mut writer = ArrowWriter::try_new(Vec::new(), self.schema.clone(), Some(self.properties.clone()))?;
+        // What columns mean is said by the first part, which has no rows: elsewhere it would be larger than what a quiet second brings.
+        let options = ArrowWriterOptions::new()
+            .with_properties(self.properties.clone())
+            .with_skip_arrow_metadata(!rows.is_empty());
+        let mut writer = ArrowWriter::try_new_with_options(Vec::new(), self.schema.clone(), options)?;
         writer.write(&batch)?;
         writer.flush()?;
         writer.sync().map_err(|e| ParquetError::External(Box::new(e)))?;
@@ -82,8 +89,19 @@ pub(crate) fn decode<R: Row>(bytes: Bytes, strings: &Interner) -> Result<Decoded
 }
 
 fn decode_with<R: Row>(bytes: Bytes, strings: &Interner, verify: bool) -> Result<Decoded<R>, PartError> {
+    // Nothing is left in a broken state: the interner only ever grows by whole texts, and everything else is dropped.
+    guarded(&bytes, || decode_trusting(bytes.clone(), strings, verify))
+}
+
+/// Reads a part as it is, whatever its columns are.
+pub(crate) fn decode_batches(bytes: Bytes) -> Result<Vec<RecordBatch>, PartError> {
+    guarded(&bytes, || open_trusting(bytes.clone(), true)?.map(|batch| batch.map_err(|e| corrupt(&e))).collect())
+}
+
+/// Looks at both ends of a file, and lives through a reader that panics.
+fn guarded<T>(bytes: &Bytes, read: impl FnOnce() -> Result<T, PartError>) -> Result<T, PartError> {
     if !bytes.starts_with(MAGIC) {
-        return Err(if MAGIC.starts_with(&bytes) {
+        return Err(if MAGIC.starts_with(bytes) {
             PartError::Truncated
         } else {
             PartError::Corrupt("it does not begin like one".to_owned())
@@ -92,20 +110,27 @@ fn decode_with<R: Row>(bytes: Bytes, strings: &Interner, verify: bool) -> Result
     if bytes.len() < 12 || !bytes.ends_with(MAGIC) {
         return Err(PartError::Truncated);
     }
-    // Nothing is left in a broken state: the interner only ever grows by whole texts, and everything else is dropped.
-    quiet::catch(AssertUnwindSafe(|| decode_trusting(bytes, strings, verify)))
+    quiet::catch(AssertUnwindSafe(read))
         .unwrap_or_else(|panic| Err(PartError::Corrupt(format!("the Parquet reader failed: {panic}"))))
 }
 
-/// May panic on damaged files.
-fn decode_trusting<R: Row>(bytes: Bytes, strings: &Interner, verify: bool) -> Result<Decoded<R>, PartError> {
-    let corrupt = |e: &dyn std::fmt::Display| PartError::Corrupt(e.to_string());
+fn corrupt(error: &dyn std::fmt::Display) -> PartError {
+    PartError::Corrupt(error.to_string())
+}
+
+/// May panic on damaged files, and so may the reader.
+fn open_trusting(bytes: Bytes, verify: bool) -> Result<ParquetRecordBatchReader, PartError> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).map_err(|e| corrupt(&e))?;
     if verify {
         verify_checksum(builder.metadata(), &bytes)?;
     }
     check_claims(builder.metadata())?;
-    let reader = builder.with_batch_size(BATCH_ROWS).build().map_err(|e| corrupt(&e))?;
+    builder.with_batch_size(BATCH_ROWS).build().map_err(|e| corrupt(&e))
+}
+
+/// May panic on damaged files.
+fn decode_trusting<R: Row>(bytes: Bytes, strings: &Interner, verify: bool) -> Result<Decoded<R>, PartError> {
+    let reader = open_trusting(bytes, verify)?;
     // A file without rows yields no batch, but must have the columns all the same.
     let mut all = R::decode(&View(&RecordBatch::new_empty(reader.schema())), strings)?;
     for batch in reader {
@@ -116,6 +141,19 @@ fn decode_trusting<R: Row>(bytes: Bytes, strings: &Interner, verify: bool) -> Re
         all.first_rejected = all.first_rejected.or(more.first_rejected);
     }
     Ok(all)
+}
+
+/// A part's bytes.
+pub(crate) fn read_file(path: &Path) -> Result<Bytes, PartError> {
+    let io = |e: io::Error| PartError::Io(e.to_string());
+    let found = fs::metadata(path).map_err(io)?;
+    if !found.is_file() {
+        return Err(PartError::Io("it is not a file".to_owned()));
+    }
+    if found.len() > MAX_FILE_BYTES {
+        return Err(PartError::TooLarge(format!("{} bytes", found.len())));
+    }
+    fs::read(path).map(Bytes::from).map_err(io)
 }
 
 /// A file without a checksum was rewritten by another tool, which is allowed.

@@ -1,6 +1,6 @@
 //! Reads a capture.
 
-use crate::damage::{Damage, DamagedPart, PartError};
+use crate::damage::{Damage, DamagedPart};
 use crate::error::CaptureError;
 use crate::file::{is_temporary, part_number};
 use crate::meta::{Meta, RecordingState};
@@ -8,7 +8,6 @@ use crate::part;
 use crate::table::Table;
 use crate::tables::Row;
 use crate::view::Interner;
-use bytes::Bytes;
 use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent, SocketMetrics};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -57,7 +56,7 @@ pub struct CaptureData {
     pub http2_streams: Vec<Http2Stream>,
     /// By socket and window, one row for each.
     pub metrics: Vec<SocketMetrics>,
-    /// In order of arrival.
+    /// Part by part in order of arrival, and by start in each.
     pub access_logs: Vec<HopSide>,
     /// Proxies as they were known last, by node id.
     pub proxies: Vec<Proxy>,
@@ -134,7 +133,7 @@ impl Capture {
     /// # Errors
     /// If a folder cannot be listed; if told to be strict, also if a part is damaged.
     pub fn read_with(&self, options: ReadOptions) -> Result<CaptureData, CaptureError> {
-        let mut reading = Reading { capture: self, options, strings: Interner::default(), damage: Damage::default() };
+        let mut reading = Reading { options, ..self.reading() };
         let sockets = reading.table::<Socket>()?;
         let mut messages = reading.table::<Message>()?;
         let metrics = merged(reading.table::<SocketMetrics>()?);
@@ -168,14 +167,30 @@ impl Capture {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn read_events(&self) -> Result<(Vec<SocketEvent>, Damage), CaptureError> {
-        let mut reading = Reading {
+        let mut reading = self.reading();
+        let events = reading.table::<SocketEvent>()?;
+        Ok((events, reading.damage))
+    }
+
+    /// The files of a table in the order in which they were written, and what is known to be missing.
+    pub(crate) fn parts_of(&self, table: Table) -> Result<(Vec<PathBuf>, Damage), CaptureError> {
+        let mut reading = self.reading();
+        let parts = reading.counted_parts(table)?;
+        Ok((parts, reading.damage))
+    }
+
+    /// Where it lies.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn reading(&self) -> Reading<'_> {
+        Reading {
             capture: self,
             options: ReadOptions::default(),
             strings: Interner::default(),
             damage: Damage::default(),
-        };
-        let events = reading.table::<SocketEvent>()?;
-        Ok((events, reading.damage))
+        }
     }
 }
 
@@ -188,16 +203,10 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn table<R: Row>(&mut self) -> Result<Vec<R>, CaptureError> {
-        let dir = self.capture.dir.join(R::TABLE.as_str());
-        let parts = self.parts(&dir)?;
-        let counted = self.capture.meta.tables.get(&R::TABLE).map_or(0, |t| t.parts);
-        let missing = counted.saturating_sub(parts.len() as u64);
-        if missing > 0 {
-            self.damage.missing_parts.insert(R::TABLE, missing);
-        }
+        let parts = self.counted_parts(R::TABLE)?;
         let mut rows = Vec::new();
         for path in parts {
-            match read_part::<R>(&path, &self.strings) {
+            match part::read_file(&path).and_then(|bytes| part::decode::<R>(bytes, &self.strings)) {
                 Ok(part) => {
                     rows.extend(part.rows);
                     if let Some(column) = part.first_rejected {
@@ -214,6 +223,17 @@ impl Reading<'_> {
             }
         }
         Ok(rows)
+    }
+
+    /// The parts of a table; those that `meta.json` counts and that are not there are noted.
+    fn counted_parts(&mut self, table: Table) -> Result<Vec<PathBuf>, CaptureError> {
+        let parts = self.parts(&table.folder(&self.capture.dir))?;
+        let counted = self.capture.meta.tables.get(&table).map_or(0, |t| t.parts);
+        let missing = counted.saturating_sub(parts.len() as u64);
+        if missing > 0 {
+            self.damage.missing_parts.insert(table, missing);
+        }
+        Ok(parts)
     }
 
     /// The parts of a table in the order in which they were written. Also takes Parquet files of other names, after those
@@ -239,27 +259,14 @@ impl Reading<'_> {
     }
 }
 
-fn read_part<R: Row>(path: &Path, strings: &Interner) -> Result<crate::tables::Decoded<R>, PartError> {
-    let io = |e: io::Error| PartError::Io(e.to_string());
-    let found = fs::metadata(path).map_err(io)?;
-    if !found.is_file() {
-        return Err(PartError::Io("it is not a file".to_owned()));
-    }
-    if found.len() > part::MAX_FILE_BYTES {
-        return Err(PartError::TooLarge(format!("{} bytes", found.len())));
-    }
-    let bytes = fs::read(path).map_err(io)?;
-    part::decode(Bytes::from(bytes), strings)
-}
-
 /// The last row of each key, by key.
-fn last_of_each<R, K: Ord>(rows: Vec<R>, key: impl Fn(&R) -> K) -> Vec<R> {
+pub(crate) fn last_of_each<R, K: Ord>(rows: Vec<R>, key: impl Fn(&R) -> K) -> Vec<R> {
     let last: BTreeMap<K, R> = rows.into_iter().map(|row| (key(&row), row)).collect();
     last.into_values().collect()
 }
 
 /// One row for each socket and window, in their order.
-fn merged(rows: Vec<SocketMetrics>) -> Vec<SocketMetrics> {
+pub(crate) fn merged(rows: Vec<SocketMetrics>) -> Vec<SocketMetrics> {
     let mut by_key: BTreeMap<_, SocketMetrics> = BTreeMap::new();
     for row in rows {
         match by_key.entry((row.socket, row.window_start)) {

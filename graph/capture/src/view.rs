@@ -4,8 +4,8 @@
 use crate::damage::PartError;
 use crate::names::Named;
 use arrow::array::{
-    Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, ListArray, MapArray, PrimitiveArray, RecordBatch,
-    StringArray,
+    Array, ArrayRef, ArrowPrimitiveType, AsArray, BooleanArray, FixedSizeBinaryArray, ListArray, MapArray,
+    PrimitiveArray, RecordBatch, StringArray,
 };
 use arrow::datatypes::{Int16Type, UInt32Type, UInt64Type};
 use meshdiff_model::{Http2Data, MonotonicNs, SeqInstant, SeqNo};
@@ -62,6 +62,13 @@ impl<'a> View<'a> {
     }
     pub(crate) fn text(&self, name: &'static str) -> Result<Texts<'a>, PartError> {
         Ok(Texts { name, array: self.column(name)? })
+    }
+    pub(crate) fn uuid(&self, name: &'static str) -> Result<Uuids<'a>, PartError> {
+        let array: &FixedSizeBinaryArray = self.column(name)?;
+        if array.value_length() != 16 {
+            return Err(PartError::WrongType { column: name, found: array.data_type().to_string() });
+        }
+        Ok(Uuids { array })
     }
     pub(crate) fn addr(&self, ip: &'static str, port: &'static str) -> Result<Addrs<'a>, PartError> {
         Ok(Addrs { ip: self.text(ip)?, port: self.number(port)? })
@@ -175,6 +182,16 @@ impl<'a> Texts<'a> {
     }
     pub(crate) fn opt_ip(&self, row: usize) -> Result<Option<IpAddr>, BadCell> {
         self.opt(row).map(|t| t.parse().map_err(|_| self.bad())).transpose()
+    }
+}
+
+pub(crate) struct Uuids<'a> {
+    array: &'a FixedSizeBinaryArray,
+}
+
+impl Uuids<'_> {
+    pub(crate) fn opt(&self, row: usize) -> Option<[u8; 16]> {
+        if self.array.is_null(row) { None } else { self.array.value(row).try_into().ok() }
     }
 }
 

@@ -2,13 +2,18 @@
 
 use crate::error::{CaptureError, is_full};
 use crate::file::{is_temporary, part_name, part_number, sync_dir, write_whole};
+use crate::column::schema_of;
+use crate::logs::LogTable;
 use crate::meta::{Meta, RecordingState, TableStats};
 use crate::part::Encoder;
 use crate::sink::CaptureSink;
 use crate::table::Table;
 use crate::tables::Row;
 use crate::{META_FILE, SCHEMA_VERSION};
-use meshdiff_model::{HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketEvent, SocketMetrics};
+use meshdiff_model::{
+    HopSide, Http2Stream, LogBatch, LogBatchBuilder, Message, Process, Proxy, Socket, SocketEvent, SocketMetrics,
+};
+use parquet::errors::ParquetError;
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -53,7 +58,7 @@ pub struct CaptureWriter {
     messages: TableWriter<Message>,
     socket_metrics: TableWriter<SocketMetrics>,
     http2_streams: TableWriter<Http2Stream>,
-    access_logs: TableWriter<HopSide>,
+    access_logs: LogWriter,
     proxies: TableWriter<Proxy>,
     processes: TableWriter<Process>,
     events: Option<TableWriter<SocketEvent>>,
@@ -80,6 +85,100 @@ impl Folder {
     }
 }
 
+impl Folder {
+    /// Makes the folder of a table.
+    fn add(&mut self, table: Table) -> Result<(), CaptureError> {
+        let dir = self.dir.join(table.as_str());
+        fs::create_dir_all(&dir).map_err(|e| self.failed(&dir, e))?;
+        self.stats.insert(table, TableStats::default());
+        Ok(())
+    }
+
+    /// Stores a part of so many rows as the next of its table, and counts what became of them.
+    fn store(
+        &mut self,
+        table: Table,
+        next_part: &mut u64,
+        rows: u64,
+        encoded: Result<Vec<u8>, ParquetError>,
+    ) -> Result<(), CaptureError> {
+        let path = self.dir.join(table.as_str()).join(part_name(*next_part));
+        let written = match &encoded {
+            Ok(bytes) => write_whole(&path, bytes, self.options.sync).map(|()| bytes.len() as u64),
+            Err(_) => Ok(0),
+        };
+        let stats = self.stats.entry(table).or_default();
+        match (encoded, written) {
+            (Err(e), _) => {
+                stats.dropped_rows += rows;
+                Err(CaptureError::Encode { table, reason: e.to_string() })
+            }
+            (Ok(_), Err(e)) => {
+                stats.dropped_rows += rows;
+                Err(self.failed(&path, e))
+            }
+            (Ok(_), Ok(bytes)) => {
+                *next_part += 1;
+                stats.parts += 1;
+                stats.rows += rows;
+                stats.bytes += bytes;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Access logs: of them there are many, so they have a way of their own.
+struct LogWriter {
+    table: LogTable,
+    /// Entries that came one by one.
+    single: LogBatchBuilder,
+    next_part: u64,
+}
+
+impl LogWriter {
+    /// As [`TableWriter::create`].
+    fn create(folder: &mut Folder) -> Result<Self, CaptureError> {
+        folder.add(Table::AccessLogs)?;
+        let unusable = |e: ParquetError| CaptureError::Encode { table: Table::AccessLogs, reason: e.to_string() };
+        let mut table = LogTable::new(&schema_of(&HopSide::columns())).map_err(unusable)?;
+        let mut next_part = 0;
+        let empty = table.encode();
+        folder.store(Table::AccessLogs, &mut next_part, 0, empty)?;
+        Ok(Self { table, single: LogBatchBuilder::default(), next_part })
+    }
+
+    fn push_one(&mut self, folder: &mut Folder, entry: &HopSide) -> Result<(), CaptureError> {
+        self.single.push(entry);
+        let full = self.table.len() + self.single.len() >= folder.options.max_rows_in_memory;
+        if full { self.roll(folder) } else { Ok(()) }
+    }
+
+    fn push(&mut self, folder: &mut Folder, batch: &LogBatch) -> Result<(), CaptureError> {
+        self.add_single();
+        self.table.push(batch);
+        if self.table.len() >= folder.options.max_rows_in_memory { self.roll(folder) } else { Ok(()) }
+    }
+
+    fn add_single(&mut self) {
+        if !self.single.is_empty() {
+            self.table.push(&self.single.take());
+        }
+    }
+
+    /// Writes what is in memory, which is free afterwards, whatever comes of it.
+    fn roll(&mut self, folder: &mut Folder) -> Result<(), CaptureError> {
+        self.add_single();
+        if self.table.len() == 0 {
+            return Ok(());
+        }
+        let encoded = self.table.encode();
+        let rows = self.table.len() as u64;
+        self.table.clear();
+        folder.store(Table::AccessLogs, &mut self.next_part, rows, encoded)
+    }
+}
+
 struct TableWriter<R> {
     rows: Vec<R>,
     encoder: Encoder<R>,
@@ -90,9 +189,7 @@ impl<R: Row> TableWriter<R> {
     /// Makes the table's folder and an empty first part in it: the schema is there from the start, and a query
     /// over `*.parquet` works on a table that stays empty.
     fn create(folder: &mut Folder) -> Result<Self, CaptureError> {
-        let dir = folder.dir.join(R::TABLE.as_str());
-        fs::create_dir_all(&dir).map_err(|e| folder.failed(&dir, e))?;
-        folder.stats.insert(R::TABLE, TableStats::default());
+        folder.add(R::TABLE)?;
         let mut table = Self { rows: Vec::new(), encoder: Encoder::new(), next_part: 0 };
         table.write_part(folder)?;
         Ok(table)
@@ -110,35 +207,14 @@ impl<R: Row> TableWriter<R> {
     /// Writes what is in memory. Whatever comes of it, the memory is free afterwards: a recorder whose disk is full must
     /// not grow until it is killed.
     fn write_part(&mut self, folder: &mut Folder) -> Result<(), CaptureError> {
-        let rows = std::mem::take(&mut self.rows);
+        let mut rows = std::mem::take(&mut self.rows);
         let count = rows.len() as u64;
-        let path = folder.dir.join(R::TABLE.as_str()).join(part_name(self.next_part));
+        R::arrange(&mut rows);
         let encoded = self.encoder.encode(&rows);
         // Keeps the allocation for the next part.
         self.rows = rows;
         self.rows.clear();
-        let written = match &encoded {
-            Ok(bytes) => write_whole(&path, bytes, folder.options.sync).map(|()| bytes.len() as u64),
-            Err(_) => Ok(0),
-        };
-        let stats = folder.stats.entry(R::TABLE).or_default();
-        match (encoded, written) {
-            (Err(e), _) => {
-                stats.dropped_rows += count;
-                Err(CaptureError::Encode { table: R::TABLE, reason: e.to_string() })
-            }
-            (Ok(_), Err(e)) => {
-                stats.dropped_rows += count;
-                Err(folder.failed(&path, e))
-            }
-            (Ok(_), Ok(bytes)) => {
-                self.next_part += 1;
-                stats.parts += 1;
-                stats.rows += count;
-                stats.bytes += bytes;
-                Ok(())
-            }
-        }
+        folder.store(R::TABLE, &mut self.next_part, count, encoded)
     }
 }
 
@@ -172,7 +248,7 @@ impl CaptureWriter {
             messages: TableWriter::create(&mut folder)?,
             socket_metrics: TableWriter::create(&mut folder)?,
             http2_streams: TableWriter::create(&mut folder)?,
-            access_logs: TableWriter::create(&mut folder)?,
+            access_logs: LogWriter::create(&mut folder)?,
             proxies: TableWriter::create(&mut folder)?,
             processes: TableWriter::create(&mut folder)?,
             events: if options.raw { Some(TableWriter::create(&mut folder)?) } else { None },
@@ -244,9 +320,18 @@ impl CaptureSink for CaptureWriter {
     write_row!(write_metrics, SocketMetrics, socket_metrics);
     write_row!(write_http2, Http2Stream, http2_streams);
     write_row!(write_socket, Socket, sockets);
-    write_row!(write_access_log, HopSide, access_logs);
     write_row!(write_proxy, Proxy, proxies);
     write_row!(write_process, Process, processes);
+
+    fn write_access_log(&mut self, entry: HopSide) -> Result<(), CaptureError> {
+        self.open()?;
+        self.access_logs.push_one(&mut self.folder, &entry)
+    }
+
+    fn write_access_logs(&mut self, batch: &LogBatch) -> Result<(), CaptureError> {
+        self.open()?;
+        self.access_logs.push(&mut self.folder, batch)
+    }
 
     /// Does nothing unless the capture was created with [`WriterOptions::raw`].
     fn write_event(&mut self, event: SocketEvent) -> Result<(), CaptureError> {

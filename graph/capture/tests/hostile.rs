@@ -57,7 +57,7 @@ fn what_is_no_capture_is_named() {
         assert!(matches!(error, CaptureError::BadMeta { .. }), "{json}: {error:?}");
         assert!(error.to_string().contains(expected), "{json}: {error}");
     }
-    fs::write(&meta, "{\"schemaVersion\":\"meshdiff.capture/v2\",\"state\":{\"new\":1}}").expect("written");
+    fs::write(&meta, "{\"schemaVersion\":\"meshdiff.capture/v3\",\"state\":{\"new\":1}}").expect("written");
     let error = open_error(&dir);
     assert!(matches!(error, CaptureError::NewerSchema { .. }), "{error:?}");
     assert!(error.to_string().contains("upgrade"), "{error}");

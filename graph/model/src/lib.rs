@@ -19,6 +19,7 @@ mod instants;
 mod join;
 mod joined;
 mod life;
+mod log_batch;
 mod message;
 mod metrics;
 mod process;
@@ -42,10 +43,13 @@ pub use hop::{AccessLogType, HopProtocol, HopSide, HopTimings, Side};
 pub use hop_details::{HopBytes, HopDetails, HopFailure, HopTags, HopTls, Peer};
 pub use http2::{Http2Data, Http2Fields, Http2Gap, Http2Stream};
 pub use ids::{NetnsId, NodeId, RequestId, SocketCookie, Tgid};
+pub use instants::Instants;
 pub use join::{AmbiguityReason, JoinOutcome, UnmatchedReason};
 pub use joined::{Attempt, Crossing, JoinedHop, Link};
 pub use life::{Close, Closer, Errno, SocketRole};
-pub use instants::Instants;
+pub use log_batch::{
+    LogBatch, LogBatchBuilder, LogId, LogKind, LogRow, LogSizes, LogStreamId, Place, PlacedAddr, uuid_of, uuid_text,
+};
 pub use message::{Content, Direction, Message, SeqInstant};
 pub use metrics::{DropReason, IoMetrics, Metric, SocketMetrics};
 pub use process::{Process, ProcessRole};

@@ -10,6 +10,7 @@ mod relayed;
 mod serial;
 mod streams;
 mod turns;
+mod unlogged;
 
 use crate::connection::{Connection, Endpoint};
 use crate::exchange::Exchange;
@@ -25,6 +26,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use streams::{Claim, Role};
+pub(crate) use unlogged::Unlogged;
 
 /// How far an access log's instant may lie from the kernel's. `start_time` has steps of 1 µs, and the wall clock's
 /// readings that anchor it are good to a few µs.
@@ -59,6 +61,8 @@ pub(crate) struct Joined {
     pub(crate) client_messages: u64,
     /// Entries that stand for TCP connections.
     pub(crate) tcp_entries: u64,
+    /// Requests that sidecars passed on to their applications without an entry.
+    pub(crate) unlogged: Vec<Unlogged>,
 }
 
 /// An access log entry and the exchanges it speaks of.
@@ -168,14 +172,15 @@ pub(crate) fn join(input: HopInput<'_>) -> Joined {
         has_kernel,
         failed,
     };
-    let (hops, client_messages) = joiner.hops();
+    let (hops, client_messages, unlogged) = joiner.hops();
     let tcp = |log: &&HopSide| log.access_log_type.is_terminal() && log.protocol == HopProtocol::Tcp;
     let tcp_entries = input.access_logs.iter().filter(tcp).count() as u64;
-    Joined { endpoints: joiner.endpoints, connections: joiner.connections, hops, client_messages, tcp_entries }
+    let Joiner { endpoints, connections, .. } = joiner;
+    Joined { endpoints, connections, hops, client_messages, tcp_entries, unlogged }
 }
 
 impl Joiner<'_> {
-    fn hops(&mut self) -> (Vec<JoinedHop>, u64) {
+    fn hops(&mut self) -> (Vec<JoinedHop>, u64, Vec<Unlogged>) {
         let mut entries = self.entries();
         reject_double_claims(&mut entries);
         self.reject_rests(&mut entries);
@@ -204,7 +209,7 @@ impl Joiner<'_> {
         }
         let client_messages = self.kernel_only(&entries, &mut hops);
         hops.sort_by_cached_key(|hop| self.start_key(hop));
-        (hops, client_messages)
+        (hops, client_messages, self.unlogged_by_servers(&entries))
     }
 
     fn entries(&mut self) -> Vec<Entry> {

@@ -3,7 +3,7 @@
 use super::log_details::{self, Details};
 use super::{Decoded, Row, decode_rows};
 use crate::column::{
-    Column, flag, i64, named, opt_i64, opt_ip, opt_named, opt_text, opt_u16, opt_u32, text, texts, u64,
+    Column, flag, i64, named, opt_i64, opt_ip, opt_named, opt_text, opt_u16, opt_u32, opt_uuid, text, texts, u64,
 };
 use crate::damage::PartError;
 use crate::table::Table;
@@ -11,7 +11,7 @@ use crate::view::{Interner, View};
 use arrow::datatypes::{Int64Type, UInt16Type, UInt32Type, UInt64Type};
 use meshdiff_model::{
     DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, DurationNs, HopSide, HopTimings, NodeId,
-    RequestId, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime,
+    RequestId, UpstreamLocalAddr, UpstreamRemoteAddr, WallTime, uuid_of, uuid_text,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,6 +36,10 @@ fn address(
         opt_ip(ip, move |h: &HopSide| get_ip(h).map(|a| a.ip())).doc(meaning),
         opt_u16(port, move |h: &HopSide| get(h).map(|a| a.port())).doc("Its port."),
     ]
+}
+
+fn text_id(hop: &HopSide) -> Option<&str> {
+    hop.request_id.as_ref().map(|id| &*id.0)
 }
 
 impl Row for HopSide {
@@ -95,9 +99,14 @@ impl Row for HopSide {
                 .doc("Attempts upstream, 1 without a retry; null where Envoy does not say."),
             texts("response_flags", |h: &Self, add| h.response_flags.iter().for_each(|f| add(f)))
                 .doc("Envoy's short response flags, sorted."),
-            opt_text("request_id", |h: &Self| h.request_id.as_ref().map(|r| &*r.0))
-                .doc("x-request-id. It names a trace, not a hop."),
-            opt_text("stream_id", |h: &Self| h.stream_id.as_deref()).doc("The entry's `stream_id`."),
+            opt_text("request_id", |h: &Self| text_id(h).filter(|id| uuid_of(id.as_bytes()).is_none()))
+                .doc("x-request-id where it is no UUID. It names a trace, not a hop."),
+            opt_uuid("request_uuid", |h: &Self| uuid_of(text_id(h)?.as_bytes()))
+                .doc("x-request-id where it is a UUID in lower case, as Envoy's own are."),
+            opt_text("stream_id", |h: &Self| h.stream_id.as_deref().filter(|id| Some(*id) != text_id(h)))
+                .doc("The entry's `stream_id` where it is not the request id."),
+            flag("stream_id_is_request_id", |h: &Self| h.stream_id.is_some() && h.stream_id.as_deref() == text_id(h))
+                .doc("True if the entry's `stream_id` is the request id."),
             opt_text("method", |h: &Self| h.method.as_deref()).doc("Request method."),
             opt_text("authority", |h: &Self| h.authority.as_deref()).doc("`:authority`."),
             opt_text("path", |h: &Self| h.path.as_deref()).doc("Path without its query."),
@@ -142,6 +151,9 @@ impl Row for HopSide {
         let response_flags = view.text_list("response_flags")?;
         let request_id = view.text("request_id")?;
         let stream_id = view.text("stream_id")?;
+        // The first version of the schema had all ids as texts.
+        let uuid = view.has("request_uuid").then(|| view.uuid("request_uuid")).transpose()?;
+        let same_id = view.has("stream_id_is_request_id").then(|| view.flag("stream_id_is_request_id")).transpose()?;
         let method = view.text("method")?;
         let authority = view.text("authority")?;
         let path = view.text("path")?;
@@ -155,8 +167,13 @@ impl Row for HopSide {
         // Ids are unique to a request or two: interning them would only fill the interner.
         let shared = |text: Option<&str>| text.map(|t| strings.get(t));
         Ok(decode_rows(view, |i| {
-            let request_id: Option<Arc<str>> = request_id.opt(i).map(Arc::from);
+            let request_id: Option<Arc<str>> = match uuid.as_ref().and_then(|uuid| uuid.opt(i)) {
+                Some(uuid) => Some(uuid_text(uuid).into()),
+                None => request_id.opt(i).map(Arc::from),
+            };
+            let same_id = same_id.as_ref().map_or(Ok(false), |same| same.get(i))?;
             let stream_id = match (stream_id.opt(i), &request_id) {
+                (None, Some(request)) if same_id => Some(Arc::clone(request)),
                 (Some(stream), Some(request)) if *stream == **request => Some(Arc::clone(request)),
                 (stream, _) => stream.map(Arc::from),
             };

@@ -29,6 +29,11 @@ fn content_name(content: &Content) -> &'static str {
 impl Row for Message {
     const TABLE: Table = Table::Messages;
 
+    /// By socket and direction, which is also how they are read: then numbers go on where the row before left off.
+    fn arrange(rows: &mut [Self]) {
+        rows.sort_by_key(|m| (m.socket, m.direction));
+    }
+
     fn columns() -> Vec<Column<Self>> {
         vec![
             u64("cookie", |m: &Self| m.socket.0).doc("The socket (`sockets.cookie`)."),

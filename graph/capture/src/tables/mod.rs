@@ -21,6 +21,8 @@ pub(crate) trait Row: Sized + 'static {
     const TABLE: Table;
     /// Its columns.
     fn columns() -> Vec<Column<Self>>;
+    /// Brings the rows of a part into the order in which they are stored: neighbours that are alike take little room.
+    fn arrange(_: &mut [Self]) {}
     /// Reads the rows of a batch.
     fn decode(view: &View<'_>, strings: &Interner) -> Result<Decoded<Self>, PartError>;
 }

@@ -116,7 +116,7 @@ pub(crate) fn access_log(i: u64) -> HopSide {
         ),
         route_name: Some("default".into()),
         upstream_request_attempt_count: Some(1),
-        response_flags: Instants::new(),
+        response_flags: vec![],
         request_id: Some(RequestId(id.clone())),
         stream_id: Some(id),
         method: Some("GET".into()),
