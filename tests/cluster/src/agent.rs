@@ -126,7 +126,7 @@ async fn info(State(shared): State<Shared>, headers: HeaderMap) -> Response {
     axum::Json(info).into_response()
 }
 
-const LATER: &str = "meshdiff.capture/v2";
+const LATER: &str = "meshdiff.capture/v99";
 
 async fn capture(
     State(shared): State<Shared>,

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 /// For what takes seconds on a machine with nothing else to do.
 const DEADLINE: Duration = Duration::from_secs(180);
 const PORT: u16 = 6443;
+/// Of a cluster's folder, before the number of its process.
+const FOLDER: &str = "meshdiff-cluster-";
 
 /// A running control plane. It ends with this process.
 #[derive(Debug)]
@@ -78,8 +80,8 @@ impl ControlPlane {
     pub fn get() -> &'static Self {
         static ONE: OnceLock<ControlPlane> = OnceLock::new();
         ONE.get_or_init(|| {
-            let folder = std::env::temp_dir().join(format!("meshdiff-cluster-{}", std::process::id()));
-            drop(fs::remove_dir_all(&folder));
+            remove_what_others_left();
+            let folder = std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()));
             fs::create_dir_all(&folder).expect("a folder");
             Self::start(folder)
         })
@@ -278,6 +280,17 @@ impl Drop for Running {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A cluster's programs end with their process, which therefore cannot take their folder away: the next one does.
+fn remove_what_others_left() {
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let of = name.to_str().and_then(|n| n.strip_prefix(FOLDER)).and_then(|pid| pid.parse::<u32>().ok());
+        if of.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            drop(fs::remove_dir_all(entry.path()));
+        }
     }
 }
 

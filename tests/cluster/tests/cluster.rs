@@ -378,7 +378,7 @@ fn agents_that_misbehave_are_tried_again_or_refused() {
         let _hostile = agent(plane, 1, Manner::Hostile);
         report().says(
             1,
-            &["meshdiff.capture/v2", "use the version of meshdiff that runs in the cluster", "no part of a capture"],
+            &["meshdiff.capture/v99", "use the version of meshdiff that runs in the cluster", "no part of a capture"],
         );
         assert!(!Path::new("/tmp/meshdiff-was-here").exists());
     }

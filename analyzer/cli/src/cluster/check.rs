@@ -165,7 +165,7 @@ async fn may(cluster: &Cluster, right: &Right<'_>) -> Result<Answer, ClusterErro
     Ok(if allowed {
         Answer::good("your rights", format!("you may {what}"))
     } else {
-        let fix = "bind yourself to the ClusterRole meshdiff-user there (deploy/README.md)";
+        let fix = "have yourself bound to the roles of deploy/README.md: meshdiff-user where the agents are, meshdiff-viewer where applications are";
         let text = format!("you may not {what}: {}", right.purpose);
         if right.needed { Answer::bad("your rights", text, fix) } else { Answer::note("your rights", text, fix) }
     })
@@ -293,7 +293,7 @@ async fn node(cluster: &Cluster, agent: &Agent, token: &HeaderValue) -> Answer {
 fn judge_node(name: String, info: &Info, before: i128, after: i128) -> Answer {
     let known = |text: &Option<String>| text.as_deref().map_or_else(|| "unknown".to_owned(), sentence);
     let (version, tier) = (known(&info.version), known(&info.tier));
-    if info.schema_version.as_deref().is_some_and(|s| s != meshdiff_capture::SCHEMA_VERSION) {
+    if info.schema_version.as_deref().is_some_and(|s| !fetch::is_read(s)) {
         let text = format!(
             "its agent is version {version} and writes {}, which this meshdiff cannot read",
             known(&info.schema_version)
@@ -446,7 +446,7 @@ mod tests {
         assert_eq!(none.status, Status::Bad);
         let late = judge(serde_json::json!({"version": version, "tier": "fentry", "nowNs": 700_000_000_000i64}));
         assert!(late.status == Status::Note && late.text.contains("-300.0 s"), "{late:?}");
-        let other = judge(serde_json::json!({"schemaVersion": "meshdiff.capture/v9"}));
-        assert!(other.status == Status::Bad && other.text.contains("v9"), "{other:?}");
+        let other = judge(serde_json::json!({"schemaVersion": "meshdiff.capture/v99"}));
+        assert!(other.status == Status::Bad && other.text.contains("v99"), "{other:?}");
     }
 }

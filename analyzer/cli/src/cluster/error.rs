@@ -43,7 +43,7 @@ pub(crate) enum ClusterError {
     Credentials(String),
     /// It knows us, and says no.
     #[error(
-        "may not {verb}: {reason}. Who may grant roles in the cluster binds you to the ClusterRole meshdiff-user in {namespace} (deploy/README.md)"
+        "may not {verb}: {reason}. Who may grant roles in {namespace} binds you to those of deploy/README.md: meshdiff-user where the agents are, meshdiff-viewer where applications are"
     )]
     Forbidden {
         /// What was to be done.
@@ -119,7 +119,7 @@ impl ClusterError {
         match error {
             kube::Error::Api(status) => match status.code {
                 401 => Self::Unauthorized { cluster, reason: sentence(&status.message) },
-                403 => Self::Forbidden { verb, reason: sentence(&status.message), namespace: namespace.to_owned() },
+                403 => Self::Forbidden { verb, reason: sentence(&status.message), namespace: place(namespace) },
                 _ => Self::Refused { cluster, verb, reason: sentence(&status.message) },
             },
             kube::Error::Auth(error) => Self::Credentials(root(&error)),
@@ -136,6 +136,11 @@ impl ClusterError {
     pub(super) fn is_not_found(error: &kube::Error) -> bool {
         matches!(error, kube::Error::Api(status) if status.code == 404)
     }
+}
+
+/// Where a right is needed.
+fn place(namespace: &str) -> String {
+    if namespace.is_empty() { "the cluster".to_owned() } else { format!("the namespace {namespace}") }
 }
 
 /// What is at the bottom of an error: the layers above only repeat it.

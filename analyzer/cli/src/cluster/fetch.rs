@@ -77,7 +77,7 @@ pub(super) enum AgentError {
     WrongToken(String),
     /// The API server does not let us.
     #[error(
-        "the API server does not let you ask it ({0}): you need the verb \"get\" on \"pods/proxy\" there, which the ClusterRole meshdiff-user grants"
+        "the API server does not let you ask it ({0}): you need the verb \"get\" on \"pods/proxy\" there, which the Role meshdiff-user grants"
     )]
     Forbidden(String),
     /// The API server does not know us (any more).
@@ -198,7 +198,7 @@ async fn capture(
 ) -> Result<(), AgentError> {
     let response = get(cluster, &agent.pod, &question.path(), token).await?;
     if let Some(schema) = response.headers().get("x-meshdiff-schema").and_then(|s| s.to_str().ok())
-        && schema != meshdiff_capture::SCHEMA_VERSION
+        && !is_read(schema)
     {
         return Err(AgentError::OtherSchema(sentence(schema)));
     }
@@ -267,6 +267,12 @@ async fn refusal(response: Response<Body>) -> AgentError {
     explain(status, &text)
 }
 
+/// False for captures that a later version of meshdiff writes. Of older ones the reader says whether it still reads them.
+pub(super) fn is_read(schema: &str) -> bool {
+    let number = |schema: &str| schema.rsplit_once("/v").and_then(|(_, n)| n.parse::<u32>().ok());
+    number(schema).is_some_and(|n| Some(n) <= number(meshdiff_capture::SCHEMA_VERSION))
+}
+
 /// Who says no: the API server answers with a `Status`, an agent with an error of its own.
 fn explain(status: StatusCode, text: &str) -> AgentError {
     let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
@@ -321,6 +327,12 @@ mod tests {
         assert!(down.may_pass() && down.to_string().contains("connection refused"), "{down}");
         let odd = of(418, "<html>\u{1b}[31m");
         assert!(!odd.may_pass() && !odd.to_string().contains('\u{1b}'), "{odd}");
+    }
+
+    #[test]
+    fn later_schemas_are_not_read() {
+        assert!(is_read(meshdiff_capture::SCHEMA_VERSION) && is_read("meshdiff.capture/v1"));
+        assert!(!is_read("meshdiff.capture/v99") && !is_read("something else"));
     }
 
     #[test]
