@@ -98,7 +98,7 @@ pub fn judge_exchanges(requests: &[Request], truth: &Truth) -> Exchanges {
         }
         let mut check = Check { case, what: format!("{} {} stream {:?}", request.id, sent.case, sent.stream) };
         check.client(request, sent);
-        if let Some(served) = truth.exchange(sent.nonce, Role::Server) {
+        if let Some(served) = truth.answered(sent.nonce) {
             check.server(request, served);
         }
         case.pairs.push((i, sent.nonce));

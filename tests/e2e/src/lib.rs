@@ -13,7 +13,7 @@ pub use judge::{Judgement, judge};
 pub use lab::{Lab, LabOptions, Load};
 pub use matrix::{Matrix, Row, median};
 pub use recorder::{Recorder, requests};
-pub use request::{Crossing, Crossings, End, Request, SocketLine};
+pub use request::{Crossing, Crossings, End, Request, ServerHalf, SocketLine, TryLine};
 
 use std::path::PathBuf;
 

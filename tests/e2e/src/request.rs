@@ -27,6 +27,39 @@ pub struct Request {
     pub sockets: BTreeMap<String, SocketLine>,
     pub crossings: Crossings,
     pub parent_id: Option<String>,
+    #[serde(default)]
+    pub attempts: Option<u32>,
+    #[serde(default)]
+    pub response_flags: Vec<String>,
+    #[serde(default)]
+    pub tries: Vec<TryLine>,
+}
+
+/// One attempt of several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the contract of the command names and explains every field")]
+pub struct TryLine {
+    pub address: Option<String>,
+    pub response_code: Option<u16>,
+    pub response_flags: Vec<String>,
+    pub answered: bool,
+    pub began_ns: Option<i64>,
+    pub ended_ns: Option<i64>,
+    pub wait_ns: Option<i64>,
+    pub server: Option<ServerHalf>,
+    pub reason: Option<String>,
+    #[serde(default)]
+    pub sockets: BTreeMap<String, SocketLine>,
+}
+
+/// The server's half of an attempt.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the contract of the command names and explains every field")]
+pub struct ServerHalf {
+    pub total_ns: i64,
+    pub segments: BTreeMap<String, i64>,
 }
 
 /// One end.
@@ -36,6 +69,10 @@ pub struct End {
     pub namespace: Option<String>,
     pub workload: Option<String>,
     pub pod: Option<String>,
+    #[serde(default)]
+    pub address: Option<String>,
+    #[serde(default)]
+    pub source: Option<String>,
 }
 
 /// How much was seen.
@@ -81,6 +118,12 @@ impl Request {
     #[must_use]
     pub fn segment(&self, name: &str) -> i64 {
         self.segments.get(name).copied().unwrap_or(0)
+    }
+
+    /// A part of a segment's time; 0 if it is not told.
+    #[must_use]
+    pub fn detail(&self, segment: &str, detail: &str) -> i64 {
+        self.details.get(segment).and_then(|of| of.get(detail)).copied().unwrap_or(0)
     }
 
     /// True if the segments sum to the total.

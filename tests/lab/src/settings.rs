@@ -255,6 +255,8 @@ pub enum Workload {
     Tls,
     /// Ways through a mesh beyond the plain one: pods without sidecars, a gateway, IPv6, TPROXY. The sidecars take plain text too.
     Scenarios,
+    /// Requests that are retried, hedged, given up, refused and held up.
+    Trouble,
 }
 
 impl Workload {
@@ -269,6 +271,7 @@ impl Workload {
             Self::Tcp => "tcp",
             Self::Tls => "tls",
             Self::Scenarios => "scenarios",
+            Self::Trouble => "trouble",
         }
     }
 

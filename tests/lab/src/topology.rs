@@ -59,6 +59,14 @@ impl ServicePort {
     pub const GRPC: Self = Self::new(8003, "grpc", PortProtocol::Http2);
     /// Where HTTP/1.0 is allowed.
     pub const HTTP10: Self = Self { http10: true, ..Self::new(8004, "http-10", PortProtocol::Http) };
+    /// Where sidecars retry, hedge and give up, by the path.
+    pub const TROUBLE: Self = Self::new(8020, "http-trouble", PortProtocol::Http);
+    /// The same with routers that do not log attempts.
+    pub const QUIET: Self = Self::new(8021, "http-quiet", PortProtocol::Http);
+    /// A single connection for all requests of a sidecar.
+    pub const POOL: Self = Self::new(8022, "http-pool", PortProtocol::Http);
+    /// A new connection for each request of a sidecar.
+    pub const FRESH: Self = Self::new(8023, "http-fresh", PortProtocol::Http);
     /// Bytes that come back.
     pub const TCP_ECHO: Self = Self::new(9000, "tcp-echo", PortProtocol::Tcp);
     /// A server that speaks first.
@@ -66,15 +74,24 @@ impl ServicePort {
     /// An application that does TLS itself.
     pub const TCP_TLS: Self = Self::new(9443, "tcp-tls", PortProtocol::Tcp);
 
+    /// Whether sidecars have trouble there on purpose.
+    pub fn is_of_trouble(self) -> bool {
+        [Self::TROUBLE, Self::QUIET, Self::POOL, Self::FRESH].contains(&self)
+    }
+
     /// The ports that the protocol workloads need, in order of their numbers.
     pub fn of(workloads: &[Workload]) -> Vec<Self> {
         let any = |list: &[Workload]| list.iter().any(|workload| workloads.contains(workload));
-        let ports: [(Self, &[Workload]); 8] = [
+        let ports: [(Self, &[Workload]); 12] = [
             (Self::HTTP, &[Workload::Bodies, Workload::Websocket, Workload::Scenarios]),
             (Self::HTTP2, &[Workload::Http2, Workload::Scenarios]),
             (Self::HTTP2_NARROW, &[Workload::Http2]),
             (Self::GRPC, &[Workload::Grpc]),
             (Self::HTTP10, &[Workload::Bodies]),
+            (Self::TROUBLE, &[Workload::Trouble]),
+            (Self::QUIET, &[Workload::Trouble]),
+            (Self::POOL, &[Workload::Trouble]),
+            (Self::FRESH, &[Workload::Trouble]),
             (Self::TCP_ECHO, &[Workload::Tcp]),
             (Self::TCP_GREETING, &[Workload::Tcp]),
             (Self::TCP_TLS, &[Workload::Tls]),

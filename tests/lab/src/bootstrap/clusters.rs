@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
+use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context, trouble};
 use crate::topology::{NAMESPACE, PortProtocol, Proxy, Service, ServicePort, TRUST_DOMAIN};
 
 /// The host name of the access log service, as if it were a Service.
@@ -30,6 +30,7 @@ pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
     let mut clusters = Vec::new();
     for service in &parts.topology.services {
         clusters.extend(service.ports.iter().map(|port| outbound(parts, service, *port)));
+        clusters.extend(trouble::clusters(parts, service));
     }
     let inbound = if parts.pod.proxy == Proxy::Gateway { Vec::new() } else { parts.topology.ports(parts.pod) };
     // By TPROXY the listener's connections keep their clients' addresses, and so do those to the application.
@@ -73,6 +74,13 @@ fn outbound(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Value {
         cluster["typed_extension_protocol_options"] = options;
         cluster
     };
+    trouble::amend_cluster(port, &mut cluster);
+    secure(parts, service, port, &mut cluster);
+    cluster
+}
+
+/// Mutual TLS with the service's pods, where the mesh has it.
+pub(super) fn secure(parts: &Parts<'_>, service: &Service, port: ServicePort, cluster: &mut Value) {
     if let Some(identity) = parts.identity.filter(|_| service.meshed) {
         // What Istio's sidecars offer each other when nothing was negotiated downstream.
         let alpn: &[&str] = match port.protocol {
@@ -90,10 +98,9 @@ fn outbound(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Value {
             }),
         );
     }
-    cluster
 }
 
-fn fixed(name: &str, endpoints: &[(String, u16)], options: Value) -> Value {
+pub(super) fn fixed(name: &str, endpoints: &[(String, u16)], options: Value) -> Value {
     let endpoints: Vec<_> =
         endpoints.iter().map(|(ip, port)| json!({ "endpoint": { "address": socket_address(ip, *port) } })).collect();
     json!({
@@ -147,7 +154,7 @@ fn als(parts: &Parts<'_>) -> Value {
     cluster
 }
 
-fn http_options(explicit: Value) -> Value {
+pub(super) fn http_options(explicit: Value) -> Value {
     json!({
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
             "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::clusters::{AUTHZ, als_host, als_name, inbound_name, outbound_name};
-use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context};
+use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context, trouble};
 use crate::authz::{INBOUND_PREFIX, OUTBOUND_PREFIX};
 use crate::hop::{DELAY, NONCE, REQUEST_ID};
 use crate::scenarios::GATEWAY_PORT;
@@ -117,13 +117,14 @@ fn outbound_http(parts: &Parts<'_>, port: ServicePort) -> Value {
         "include_request_attempt_count": true,
         "routes": [route],
     }));
-    let manager = http_manager(
+    let mut manager = http_manager(
         parts,
         &format!("outbound_{name}"),
         json!({ "name": number.to_string(), "validate_clusters": false, "virtual_hosts": hosts }),
         OUTBOUND_PREFIX,
         if port.http10 { json!({ "http_protocol_options": { "accept_http_10": true } }) } else { json!({}) },
     );
+    trouble::amend_outbound(port, http_log(parts), &mut manager);
     let listener = json!({
         "name": name,
         "traffic_direction": "OUTBOUND",
@@ -148,7 +149,7 @@ fn outbound_host(service: &Service, port: ServicePort) -> Value {
         "name": format!("{}:{number}", service.fqdn()),
         "domains": domains,
         "include_request_attempt_count": true,
-        "routes": [{
+        "routes": trouble::routes(service, port).unwrap_or_else(|| json!([{
             "name": "default",
             "match": { "prefix": "/" },
             "decorator": { "operation": format!("{}:{number}/*", service.fqdn()) },
@@ -167,7 +168,7 @@ fn outbound_host(service: &Service, port: ServicePort) -> Value {
                     "host_selection_retry_max_attempts": "5",
                 },
             },
-        }],
+        }])),
     })
 }
 
@@ -257,7 +258,7 @@ fn inbound_manager(parts: &Parts<'_>, port: ServicePort) -> Value {
         "decorator": { "operation": format!("{}.{NAMESPACE}.svc.{TRUST_DOMAIN}:{number}/*", parts.pod.app) },
         "route": { "cluster": inbound_name(port), "timeout": "0s" },
     });
-    http_manager(
+    let mut manager = http_manager(
         parts,
         &format!("inbound_0.0.0.0_{number}"),
         json!({
@@ -270,7 +271,9 @@ fn inbound_manager(parts: &Parts<'_>, port: ServicePort) -> Value {
             "forward_client_cert_details": "APPEND_FORWARD",
             "set_current_client_cert_details": { "subject": true, "dns": true, "uri": true },
         }),
-    )
+    );
+    trouble::amend_inbound(port, http_log(parts), &mut manager);
+    manager
 }
 
 fn http_manager(parts: &Parts<'_>, stat_prefix: &str, routes: Value, authz_prefix: &str, more: Value) -> Value {

@@ -6,6 +6,9 @@
 
 mod clusters;
 mod listeners;
+mod trouble;
+
+pub use trouble::{TIMEOUT_MS, TRY_MS};
 
 use std::path::Path;
 
@@ -207,6 +210,27 @@ mod tests {
         assert!(!cluster("outbound|8000||echo.default.svc.cluster.local").contains("http2"));
         assert!(!cluster("outbound|9000||echo.default.svc.cluster.local").contains("HttpProtocolOptions"));
         assert_eq!(resources.to_string().matches("accept_http_10").count(), 1);
+    }
+
+    #[test]
+    fn trouble_stays_on_its_ports() {
+        let config = example(|settings| settings.workloads = vec![crate::settings::Workload::Trouble], "loadgen");
+        let resources = &config["static_resources"];
+        let part = |list: &str, name: &str| {
+            let all = resources[list].as_array().unwrap();
+            all.iter().find(|one| one["name"] == name).unwrap().to_string()
+        };
+        let main = part("listeners", "0.0.0.0_8020");
+        for word in ["upstream_log", "hedge_on_per_try_timeout", "x-lab-spin", "header_delay"] {
+            assert!(main.contains(word), "{word}");
+        }
+        assert!(!part("listeners", "0.0.0.0_8021").contains("upstream_log"), "the quiet port");
+        assert!(part("clusters", "outbound|8022||echo.default.svc.cluster.local").contains("\"max_connections\":1,"));
+        assert!(
+            part("clusters", "outbound|8023||echo.default.svc.cluster.local").contains("max_requests_per_connection")
+        );
+        let usual = example(|_| {}, "reviews-v2").to_string();
+        assert!(!usual.contains("upstream_log") && !usual.contains("x-lab-spin") && !usual.contains("hedge"));
     }
 
     #[test]

@@ -10,6 +10,9 @@ use crate::truth::{Doing, Nonce, Wait};
 /// The header that carries an [`Ask`] as JSON.
 pub const ASK: &str = "x-lab-ask";
 
+/// The header by which a server says which attempt it answers.
+pub const ATTEMPT: &str = "x-lab-attempt";
+
 /// A wait within a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pause {
@@ -100,6 +103,8 @@ pub struct Ask {
     pub response: Flow,
     /// How long to wait between request and response, in nanoseconds.
     pub think_ns: u64,
+    /// HTTP/1: what becomes of a sidecar's first attempts.
+    pub fail: Option<Fail>,
     /// A wait while reading the request's body.
     pub read_pause: Option<Pause>,
     /// Answer after so many bytes of the request's body, without reading the rest.
@@ -116,6 +121,31 @@ pub struct Ask {
     pub calls: Vec<Call>,
     /// All of them at once instead of one after the other.
     pub together: bool,
+}
+
+/// What becomes of the first attempts at a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fail {
+    /// How many.
+    pub first: u32,
+    /// In which way.
+    pub how: Failing,
+}
+
+/// A way to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Failing {
+    /// With a 503.
+    Status,
+    /// The connection is closed instead of an answer.
+    Close,
+    /// It takes so long instead of `thinkNs`.
+    Slow {
+        /// In nanoseconds.
+        ns: u64,
+    },
 }
 
 /// Which `x-request-id` a request carries.

@@ -182,6 +182,9 @@ pub struct ExchangeRecord {
     pub gave_up: bool,
     /// What went wrong.
     pub error: Option<String>,
+    /// Which attempt of the sidecar's the server got, counted from 1; of the client, which of them was answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
     /// The exchange that this one was made for, where an application calls on while it serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Nonce>,
@@ -225,6 +228,7 @@ impl ExchangeRecord {
             messages: Vec::new(),
             gave_up: false,
             error: None,
+            attempt: None,
             parent: None,
         }
     }

@@ -169,6 +169,18 @@ impl Truth {
         self.exchange_by_nonce.get(&(nonce, role)).map(|i| &self.exchanges[*i])
     }
 
+    /// All attempts at an exchange that reached the server, in order of their first byte.
+    pub fn attempts(&self, nonce: Nonce) -> impl Iterator<Item = &ExchangeRecord> {
+        self.exchanges.iter().filter(move |record| record.nonce == nonce && record.role == Role::Server)
+    }
+
+    /// The attempt at an exchange that was answered to its client, as far as its client knows; else the last one.
+    pub fn answered(&self, nonce: Nonce) -> Option<&ExchangeRecord> {
+        let known = self.exchange(nonce, Role::Client).and_then(|record| record.attempt);
+        let named = known.and_then(|n| self.attempts(nonce).find(|record| record.attempt == Some(n)));
+        named.or_else(|| self.exchange(nonce, Role::Server))
+    }
+
     /// Lines that are no record.
     pub fn unreadable_lines(&self) -> usize {
         self.unreadable

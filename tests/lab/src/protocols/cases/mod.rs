@@ -5,6 +5,7 @@ mod http2;
 mod long_lived;
 mod opaque;
 mod scenarios;
+mod trouble;
 
 use std::io;
 
@@ -90,5 +91,6 @@ pub struct Case {
 
 /// All cases, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    http1::CASES.iter().chain(http2::CASES).chain(opaque::CASES).chain(long_lived::CASES).chain(scenarios::CASES)
+    let plain = http1::CASES.iter().chain(http2::CASES).chain(opaque::CASES).chain(long_lived::CASES);
+    plain.chain(scenarios::CASES).chain(trouble::CASES)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Duplex, Framing, leg, read_body, render, response_head, write_body};
 use crate::hop::{NONCE, REQUEST_ID};
-use crate::protocols::ask::{ASK, Ask, Flow, Id, Pause};
+use crate::protocols::ask::{ASK, ATTEMPT, Ask, Flow, Id, Pause};
 use crate::protocols::tape::Taped;
 use crate::topology::LOADGEN;
 use crate::truth::{Doing, ExchangeRecord, Nonce, Protocol, Role, Sockets};
@@ -240,6 +240,7 @@ impl<S: Duplex> Connection<S> {
             record.interim = self.wire.read.at(head.end - 1);
         };
         record.status = Some(head.status);
+        record.attempt = head.headers.get(ATTEMPT).and_then(|text| text.parse().ok());
         record.response = leg(&self.wire.read, head.start, head.end, None, 0);
         let framing = Framing::of_response(what.method, head.status, &head.headers);
         let body = read_body(&mut self.wire, framing, what.read_pause, what.give_up_after)?;

@@ -7,12 +7,15 @@ use std::time::Duration;
 use super::{Duplex, Framing, Head, PIECE, leg, read_body, render, request_head, write_body};
 use crate::clock::{MonotonicNs, sleep_until};
 use crate::hop::{NONCE, REQUEST_ID};
-use crate::protocols::ask::{ASK, Ask};
+use crate::protocols::ask::{ASK, ATTEMPT, Ask, Fail, Failing};
 use crate::protocols::calls;
 use crate::protocols::server::Shared;
 use crate::protocols::tape::Taped;
 use crate::protocols::websocket;
 use crate::truth::{Doing, ExchangeRecord, Protocol, Role, Sockets, Wait};
+
+/// By which a sidecar tells its server which attempt it is.
+const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
 
 /// How long a connection that was answered early may go on sending.
 const LINGER: Duration = Duration::from_secs(1);
@@ -73,6 +76,7 @@ fn record(shared: &Shared, ends: Ends, head: &Head, ask: &Ask) -> ExchangeRecord
         request_id: head.headers.get(REQUEST_ID).map(str::to_owned),
         method: head.method.clone(),
         path: head.path.clone(),
+        attempt: head.headers.get(ATTEMPT_COUNT).and_then(|text| text.parse().ok()),
         ..ExchangeRecord::begin(Role::Server, &shared.workload, (&ask.case, nonce), ends.protocol, sockets)
     }
 }
@@ -89,16 +93,23 @@ fn serve<S: Duplex>(wire: &mut Taped<S>, head: &Head, ask: &Ask, record: &mut Ex
     record.waits.extend(&body.waits);
     let end = body.complete.then_some(body.end.max(head.end));
     record.request = leg(&wire.read, head.start, head.end, end, body.bytes);
-    if ask.think_ns > 0 {
+    let fails = ask.fail.filter(|fail| record.attempt.is_some_and(|n| n <= fail.first)).map(|fail: Fail| fail.how);
+    if fails == Some(Failing::Close) {
+        return Ok(false);
+    }
+    let think_ns = if let Some(Failing::Slow { ns }) = fails { ns } else { ask.think_ns };
+    if think_ns > 0 {
         let start = MonotonicNs::now();
-        sleep_until(MonotonicNs(start.0 + ask.think_ns));
+        sleep_until(MonotonicNs(start.0 + think_ns));
         record.waits.push(Wait { doing: Doing::Thinking, after_bytes: body.bytes, start, end: MonotonicNs::now() });
     }
 
-    let status = ask.status.unwrap_or(200);
+    let status = if fails == Some(Failing::Status) { 503 } else { ask.status.unwrap_or(200) };
     let bodiless = head.method == "HEAD" || status == 204 || status == 304;
     let length = ask.response.total().to_string();
+    let attempt = record.attempt.map(|n| n.to_string());
     let mut fields = vec![("content-type", "application/octet-stream")];
+    fields.extend(attempt.as_deref().map(|n| (ATTEMPT, n)));
     match (ask.http10, ask.chunked, status) {
         (true, _, _) | (_, _, 204 | 304) => {}
         (false, true, _) => fields.push(("transfer-encoding", "chunked")),

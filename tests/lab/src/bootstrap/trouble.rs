@@ -1,0 +1,147 @@
+//! Ports on which sidecars retry, hedge, give up, wait for connections and delay, by the path of a request. They are configured as Istio
+//! would by `VirtualService` and `DestinationRule`, and two filters hold requests up on demand.
+
+use serde_json::{Value, json};
+
+use super::clusters::{fixed, http_options, outbound_name, secure};
+use super::{Parts, extension};
+use crate::topology::{Service, ServicePort};
+
+/// How long an attempt may take where attempts are limited, in milliseconds.
+pub const TRY_MS: u64 = 60;
+/// How long a request may take where requests are limited, in milliseconds.
+pub const TIMEOUT_MS: u64 = 80;
+
+/// Nobody listens there.
+const CLOSED_PORT: u16 = 1;
+
+/// Keeps a worker busy, as a filter that computes does: whatever else this worker has to do waits.
+const LUA: &str = r#"
+function envoy_on_request(handle)
+  local spin = handle:headers():get("x-lab-spin")
+  if spin then
+    local till = tonumber(handle:timestamp()) + tonumber(spin)
+    while tonumber(handle:timestamp()) < till do end
+  end
+end
+"#;
+
+/// The outbound routes of a port of trouble, in order; `None` for other ports.
+pub(super) fn routes(service: &Service, port: ServicePort) -> Option<Value> {
+    if !port.is_of_trouble() {
+        return None;
+    }
+    let main = outbound_name(service, port);
+    let seconds = |ms: u64| format!("{}.{:03}s", ms / 1_000, ms % 1_000);
+    let retry = |more: Value| {
+        let mut policy = json!({
+            "retry_on": "5xx,reset,connect-failure",
+            "num_retries": 3,
+            "retry_back_off": { "base_interval": "0.005s", "max_interval": "0.010s" },
+        });
+        merge(&mut policy, more);
+        policy
+    };
+    let per_try = || json!({ "per_try_timeout": seconds(TRY_MS) });
+    let route = |prefix: &str, cluster: &str, more: Value| {
+        let mut to = json!({ "cluster": cluster, "timeout": "0s" });
+        merge(&mut to, more);
+        json!({ "name": prefix, "match": { "prefix": prefix }, "route": to })
+    };
+    let hedge = json!({
+        "retry_policy": retry(json!({ "num_retries": 1, "per_try_timeout": seconds(TRY_MS) })),
+        "hedge_policy": { "hedge_on_per_try_timeout": true },
+        "timeout": "5s",
+    });
+    Some(json!([
+        route("/retry-", &main, json!({ "retry_policy": retry(json!({})) })),
+        route("/try-timeout", &main, json!({ "retry_policy": retry(per_try()) })),
+        route("/hedge-", &main, hedge),
+        route("/timeout", &main, json!({ "timeout": seconds(TIMEOUT_MS) })),
+        route("/no-host", &special(service, port, "nobody"), json!({})),
+        route("/refused", &special(service, port, "refused"), json!({})),
+        route("/half-refused", &special(service, port, "half"), json!({ "retry_policy": retry(json!({})) })),
+        route("/", &main, json!({})),
+    ]))
+}
+
+/// The clusters to which those routes lead besides the service's own.
+pub(super) fn clusters(parts: &Parts<'_>, service: &Service) -> Vec<Value> {
+    let closed = (parts.settings.subnet.gateway().to_string(), CLOSED_PORT);
+    let ports = service.ports.iter().copied().filter(|port| port.is_of_trouble());
+    let of = |port: ServicePort| {
+        let open = service.endpoints.iter().map(|ip| (ip.to_string(), port.number));
+        let half: Vec<_> = [closed.clone()].into_iter().chain(open).collect();
+        let plain = || http_options(json!({ "http_protocol_options": {} }));
+        let mut half = fixed(&special(service, port, "half"), &half, plain());
+        half["lb_policy"] = json!("ROUND_ROBIN");
+        secure(parts, service, port, &mut half);
+        [
+            fixed(&special(service, port, "nobody"), &[], plain()),
+            fixed(&special(service, port, "refused"), std::slice::from_ref(&closed), plain()),
+            half,
+        ]
+    };
+    ports.flat_map(of).collect()
+}
+
+/// What is special about the service's own cluster.
+pub(super) fn amend_cluster(port: ServicePort, cluster: &mut Value) {
+    if port == ServicePort::POOL {
+        cluster["circuit_breakers"]["thresholds"][0]["max_connections"] = json!(1);
+    }
+    if port == ServicePort::FRESH {
+        let options =
+            &mut cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+        options["common_http_protocol_options"] = json!({ "max_requests_per_connection": 1 });
+    }
+}
+
+/// Where the sidecar of who asks holds requests up: on demand a filter waits, or computes. Its router logs each attempt, but on the
+/// port that is quiet about them.
+pub(super) fn amend_outbound(port: ServicePort, log: Value, manager: &mut Value) {
+    if !port.is_of_trouble() {
+        return;
+    }
+    let filters = &mut manager["typed_config"]["http_filters"];
+    merge(
+        &mut filters[0]["typed_config"],
+        json!({ "delay": { "header_delay": {}, "percentage": { "numerator": 100 } } }),
+    );
+    if let Some(filters) = filters.as_array_mut() {
+        let lua = json!({ "default_source_code": { "inline_string": LUA } });
+        filters.insert(1, extension("envoy.filters.http.lua", "envoy.extensions.filters.http.lua.v3.Lua", lua));
+    }
+    if port != ServicePort::QUIET {
+        amend_router(log, manager);
+    }
+}
+
+/// The sidecar of who is asked refuses on demand.
+pub(super) fn amend_inbound(port: ServicePort, log: Value, manager: &mut Value) {
+    if !port.is_of_trouble() {
+        return;
+    }
+    let abort = json!({ "abort": { "header_abort": {}, "percentage": { "numerator": 100 } } });
+    merge(&mut manager["typed_config"]["http_filters"][0]["typed_config"], abort);
+    if port != ServicePort::QUIET {
+        amend_router(log, manager);
+    }
+}
+
+fn amend_router(log: Value, manager: &mut Value) {
+    if let Some(router) = manager["typed_config"]["http_filters"].as_array_mut().and_then(|filters| filters.last_mut())
+    {
+        router["typed_config"]["upstream_log"] = json!([log]);
+    }
+}
+
+fn special(service: &Service, port: ServicePort, subset: &str) -> String {
+    format!("outbound|{}|{subset}|{}", port.number, service.fqdn())
+}
+
+fn merge(into: &mut Value, more: Value) {
+    if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
+        into.extend(more);
+    }
+}
