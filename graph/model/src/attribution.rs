@@ -25,7 +25,8 @@ pub enum Detail {
     /// is not there, until the request was encoded upstream, less connection set-up); with the response, from its head parsed until it was
     /// encoded.
     Filters,
-    /// Sidecar: the router had chosen a host and waited for a connection to it that was free, less connection set-up.
+    /// Sidecar: the router had chosen a host and waited for a connection to it that was free, less connection set-up (a server's sidecar
+    /// has none of its own: its connect to the application is here).
     PoolWait,
     /// Sidecar: from Envoy's encode to the kernel's send.
     Flush,

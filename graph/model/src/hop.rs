@@ -105,6 +105,12 @@ impl AccessLogType {
     pub const fn is_terminal(self) -> bool {
         matches!(self, Self::NotSet | Self::DownstreamEnd | Self::TcpConnectionEnd)
     }
+
+    /// True if the entry tells of something that has ended: a request, a connection, or one attempt at a request.
+    #[must_use]
+    pub const fn tells_of_an_end(self) -> bool {
+        self.is_terminal() || matches!(self, Self::UpstreamEnd)
+    }
 }
 
 /// Envoy's own timings: spans of its steady clock from the stream's start, in nanoseconds (`AccessLogCommon`).

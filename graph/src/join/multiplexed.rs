@@ -17,7 +17,7 @@ pub(super) fn find(
     let preface = |i: usize| endpoints[i].egress.pieces.iter().any(|p| p.content == Content::Http2Preface);
     let mut found: HashSet<usize> =
         (0..connections.len()).filter(|&c| connections[c].client.is_some_and(preface)).collect();
-    for log in input.access_logs.iter().filter(|l| is_multiplexed(l.protocol)) {
+    for log in input.access_logs.iter().filter(|l| l.access_log_type.is_terminal() && is_multiplexed(l.protocol)) {
         let Some(peer) = log.downstream_direct_remote_address else { continue };
         let at = input.clock.to_monotonic(log.start_time);
         for &c in by_client.get(&peer.0).into_iter().flatten() {
