@@ -3,6 +3,7 @@
 use crate::churn;
 use crate::delay::{self, Phase};
 use crate::record::{Told, tell};
+use crate::waits;
 use meshdiff_model::ProbeTier;
 use nix::mount::{MsFlags, mount};
 
@@ -17,6 +18,8 @@ pub const TIERS: &str = "meshdiff.tiers=";
 pub const LINK: &str = "meshdiff.link=";
 /// The tiers under which many connections follow each other. Without it: none.
 pub const CHURN: &str = "meshdiff.churn=";
+/// The tiers under which programs are made to wait in their calls. Without it: none.
+pub const WAITS: &str = "meshdiff.waits=";
 const BEST: &str = "best";
 
 /// Runs the guest's part. Never returns: the machine ends with it.
@@ -60,6 +63,17 @@ fn report() {
             Ok(churn) => {
                 let remembered = churn.remembered.map_or("-".to_owned(), |n| n.to_string());
                 say(&format!("churn {} {} {} {} {remembered}", churn.opened, churn.told, churn.whole, churn.ports));
+            }
+            Err(error) => say(&format!("error {}", error.to_string().replace('\n', " / "))),
+        }
+    }
+    for name in listed(WAITS, "") {
+        say(&format!("run {name}"));
+        match waits::measure(tier(&name).unwrap_or_else(|| panic!("there is no tier {name}"))) {
+            Ok(waits) => {
+                for (what, t) in waits {
+                    say(&format!("timed {what} {} {} {} {} {}", t.calls, t.told, t.ns, t.least, t.most));
+                }
             }
             Err(error) => say(&format!("error {}", error.to_string().replace('\n', " / "))),
         }

@@ -14,3 +14,4 @@ pub mod kernels;
 pub mod network;
 pub mod record;
 pub mod vm;
+pub mod waits;

@@ -3,6 +3,7 @@
 use crate::churn::Churn;
 use crate::delay::{Exchange, Phase};
 use crate::guest::{DONE, MARK};
+use crate::waits::Timed;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -40,6 +41,8 @@ pub struct Run {
     pub log: String,
     /// What was seen of many connections.
     pub churn: Option<Churn>,
+    /// How long calls took that were made to wait.
+    pub waits: Vec<(String, Timed)>,
     /// What was measured over a link with netem.
     pub phases: Vec<Phase>,
 }
@@ -155,6 +158,11 @@ impl Run {
                 let (opened, told, whole) = (number(opened), number(told), number(whole));
                 self.churn = Some(Churn { opened, told, whole, ports: number(ports), remembered });
             }
+            ("timed", [name, calls, told, ns, least, most]) => {
+                let (calls, told, ns) = (number(calls), number(told), number(ns));
+                let timed = Timed { calls, told, ns, least: number(least), most: number(most) };
+                self.waits.push(((*name).to_owned(), timed));
+            }
             ("phase", [name, resent, seen]) => self.phases.push(Phase {
                 name: (*name).to_owned(),
                 exchanges: Vec::new(),
@@ -227,6 +235,7 @@ mod tests {
             "log b c",
             "run kprobe",
             "churn 6 5 4 3 0",
+            "timed read 8 7 6 5 4",
             "phase loss 3 2",
             "exchange 1 -2 3",
         ] {
@@ -237,6 +246,8 @@ mod tests {
         assert_eq!((best.wanted.as_str(), best.tier.as_str()), ("best", "fentry"));
         assert_eq!((best.log.as_str(), best.refused.len()), ("== a\nb c\n", 1));
         assert_eq!(kprobe.churn, Some(Churn { opened: 6, told: 5, whole: 4, ports: 3, remembered: Some(0) }));
+        let read = Timed { calls: 8, told: 7, ns: 6, least: 5, most: 4 };
+        assert_eq!(kprobe.waits, [("read".to_owned(), read)]);
         let phase = &kprobe.phases[0];
         assert_eq!((phase.name.as_str(), phase.resent, phase.resent_seen), ("loss", 3, 2));
         assert_eq!(phase.exchanges, [Exchange { request: 1, response: -2, round: 3 }]);

@@ -25,20 +25,24 @@ fn this_machine_tells_it_as_it_was() {
 
 #[test]
 fn linux_6_1_tells_it_as_it_was() {
-    let boot = Boot { tiers: "best,kprobe", churn: "kprobe", ..Boot::new("6.1") };
+    let boot = Boot { tiers: "best,kprobe", churn: "kprobe", waits: "fentry,kprobe", ..Boot::new("6.1") };
     let Some(report) = boot.run() else { return };
     report.best("fentry", &["tp_btf: "], EXPECTED);
     report.kprobe(EXPECTED);
     report.churn("kprobe");
+    report.waits("fentry", true);
+    report.waits("kprobe", false);
 }
 
 #[test]
 fn linux_6_12_tells_it_as_it_was_and_how_slow_the_network_is() {
-    let boot = Boot { tiers: "best,kprobe", churn: "kprobe", link: "fentry,kprobe", ..Boot::new("6.12") };
+    let boot =
+        Boot { tiers: "best,kprobe", churn: "kprobe", waits: "fentry", link: "fentry,kprobe", ..Boot::new("6.12") };
     let Some(report) = boot.run() else { return };
     report.best("fentry", &["tp_btf: "], EXPECTED);
     report.kprobe(EXPECTED);
     report.churn("kprobe");
+    report.waits("fentry", true);
     report.link("fentry");
     report.link("kprobe");
 }

@@ -55,6 +55,8 @@ pub(crate) struct Boot {
     pub(crate) tiers: &'static str,
     /// Tiers under which many connections follow each other.
     pub(crate) churn: &'static str,
+    /// Tiers under which programs are made to wait in their calls.
+    pub(crate) waits: &'static str,
     /// Tiers under which they are held over a link with netem.
     pub(crate) link: &'static str,
 }
@@ -62,7 +64,7 @@ pub(crate) struct Boot {
 impl Boot {
     pub(crate) fn new(kernel: &'static str) -> Self {
         let program = PathBuf::from(CONVERSATION);
-        Self { kernel, machine: vm::X86_64, program, lockdown: "none", tiers: "best", churn: "", link: "" }
+        Self { kernel, machine: vm::X86_64, program, lockdown: "none", tiers: "best", churn: "", waits: "", link: "" }
     }
 
     /// An arm64 machine. Its program is compiled here.
@@ -88,6 +90,9 @@ impl Boot {
         let mut parameters = format!("{}{}", guest::TIERS, self.tiers);
         if !self.churn.is_empty() {
             parameters = format!("{parameters} {}{}", guest::CHURN, self.churn);
+        }
+        if !self.waits.is_empty() {
+            parameters = format!("{parameters} {}{}", guest::WAITS, self.waits);
         }
         if !self.link.is_empty() {
             parameters = format!("{parameters} {}{}", guest::LINK, self.link);
@@ -151,7 +156,7 @@ impl Report {
     /// Kprobes told it as it was, too.
     #[track_caller]
     pub(crate) fn kprobe(&self, expected: &str) {
-        let run = self.run_of("kprobe", |r| r.phases.is_empty() && r.churn.is_none());
+        let run = self.run_of("kprobe", |r| r.phases.is_empty() && r.churn.is_none() && r.waits.is_empty());
         assert_eq!((run.tier.as_str(), &run.refused[..]), ("kprobe", &[][..]), "{run:?}");
         compare(&run.log, expected, &format!("Linux {} (kprobe)", self.0.kernel));
     }
@@ -172,6 +177,22 @@ impl Report {
         assert!(churn.opened > 10 * churn.ports, "the ports were to be used again: {churn:?}");
         assert_eq!((churn.told, churn.whole), (churn.opened, churn.opened), "{churn:?}");
         assert_eq!(churn.remembered, Some(0), "{churn:?}");
+    }
+
+    /// A tier timed the calls that were made to wait, and of reads how much of that was waiting; `writes` says whether it times writes.
+    #[track_caller]
+    pub(crate) fn waits(&self, tier: &str, writes: bool) {
+        let run = self.run_of(tier, |r| !r.waits.is_empty());
+        for (name, timed) in &run.waits {
+            println!("{tier}: {name} {timed:?}");
+            if name == "write" && !writes {
+                assert_eq!(timed.told, 0, "{tier}: {name} {timed:?}");
+                continue;
+            }
+            assert_eq!(timed.told, timed.calls, "{tier}: {name} {timed:?}");
+            assert!((timed.least..=timed.most).contains(&timed.ns), "{tier}: {name} {timed:?}");
+        }
+        assert_eq!(run.waits.len(), 6, "{run:?}");
     }
 
     /// A tier saw how slow the network was made, and no more.
