@@ -1,7 +1,6 @@
 //! What can go wrong with a cluster, in words that say what to do.
 
 use kube::config::KubeconfigError;
-use std::error::Error as _;
 use std::path::PathBuf;
 
 /// A cluster that cannot be asked.
@@ -130,11 +129,6 @@ impl ClusterError {
 
     pub(super) fn kubeconfig(error: &KubeconfigError) -> Self {
         Self::Kubeconfig(sentence(&error.to_string()))
-    }
-
-    /// True if the API server says that a thing is not there.
-    pub(super) fn is_not_found(error: &kube::Error) -> bool {
-        matches!(error, kube::Error::Api(status) if status.code == 404)
     }
 }
 
