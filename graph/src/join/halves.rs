@@ -13,6 +13,9 @@ use std::net::SocketAddr;
 /// Without kernel events the two proxies may be on different machines, whose clocks differ by about this much.
 const OTHER_CLOCK: DurationNs = DurationNs::from_millis(1);
 
+/// How many servers' entries are looked at that may be a client's: who has more has nobody's.
+const MOST_DOUBTS: usize = 64;
+
 impl Joiner<'_> {
     /// For each client entry its server entry. Entries of servers that fit clients which they cannot be told to belong to are put into
     /// `spoken_for`, one for each such client: its line stands for them.
@@ -50,11 +53,12 @@ impl Joiner<'_> {
         }
         let certain: HashSet<usize> = claims.keys().copied().collect();
         let mut guesses = Vec::new();
+        let mut doubts: Vec<Vec<usize>> = Vec::new();
         for (i, client) in entries.iter().enumerate().filter(|(_, e)| e.is_client()) {
             if servers[i].is_some() {
                 continue;
             }
-            let found = self.server_by_logs(client, entries, &by_peer, &certain, spoken_for);
+            let found = self.server_by_logs(client, entries, &by_peer, &certain, &mut doubts);
             if let JoinOutcome::Matched(s) = found {
                 *claims.entry(s).or_default() += 1;
                 guesses.push(i);
@@ -63,10 +67,12 @@ impl Joiner<'_> {
         }
         for i in guesses {
             if let Some(s) = servers[i].and_then(JoinOutcome::matched).filter(|s| claims[s] > 1) {
-                spoken_for.insert(s);
+                doubts.push(vec![s]);
                 servers[i] = Some(JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs));
             }
         }
+        let matched: HashSet<usize> = servers.iter().flatten().filter_map(|s| s.matched()).collect();
+        spoken_for.extend(one_each(&doubts, |server| matched.contains(&server)));
     }
 
     fn server_by_logs(
@@ -75,7 +81,7 @@ impl Joiner<'_> {
         entries: &[Entry],
         by_peer: &HashMap<SocketAddr, Vec<usize>>,
         certain: &HashSet<usize>,
-        spoken_for: &mut HashSet<usize>,
+        doubts: &mut Vec<Vec<usize>>,
     ) -> JoinOutcome<usize> {
         let (Some(local), Some(start)) = (client.log.upstream_local_address, client.start) else {
             return JoinOutcome::Unmatched(UnmatchedReason::AddressMissing);
@@ -117,9 +123,7 @@ impl Joiner<'_> {
             (None, _) => JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing),
             (Some(only), None) => JoinOutcome::Matched(only),
             (Some(a), Some(b)) => {
-                if let Some(one) = [a, b].into_iter().chain(fitting).find(|i| !spoken_for.contains(i)) {
-                    spoken_for.insert(one);
-                }
+                doubts.push([a, b].into_iter().chain(fitting).take(MOST_DOUBTS).collect());
                 JoinOutcome::Ambiguous(AmbiguityReason::SeveralLogs)
             }
         }
@@ -188,6 +192,38 @@ impl Joiner<'_> {
     }
 }
 
+/// For each client that several servers' entries fit one of these, as far as there are enough: Kuhn's algorithm for bipartite matching
+/// (Naval Research Logistics Quarterly 2, 1955).
+fn one_each(doubts: &[Vec<usize>], claimed: impl Fn(usize) -> bool) -> HashSet<usize> {
+    fn find(
+        doubts: &[Vec<usize>],
+        client: usize,
+        of: &mut HashMap<usize, usize>,
+        tried: &mut HashSet<usize>,
+        claimed: &impl Fn(usize) -> bool,
+    ) -> bool {
+        for &server in &doubts[client] {
+            if claimed(server) || !tried.insert(server) {
+                continue;
+            }
+            let free = match of.get(&server) {
+                Some(&other) => find(doubts, other, of, tried, claimed),
+                None => true,
+            };
+            if free {
+                of.insert(server, client);
+                return true;
+            }
+        }
+        false
+    }
+    let mut of = HashMap::new();
+    for client in 0..doubts.len() {
+        find(doubts, client, &mut of, &mut HashSet::new(), &claimed);
+    }
+    of.into_keys().collect()
+}
+
 /// The server-side entry of each exchange, as the server's proxy served it.
 fn server_entries(entries: &[Entry]) -> HashMap<usize, usize> {
     let server = entries.iter().enumerate().filter(|(_, e)| !e.is_client());
@@ -227,4 +263,23 @@ pub(super) fn conflict(client: &HopSide, server: &HopSide) -> bool {
         _ => false,
     };
     ids || methods
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_doubtful_client_speaks_for_one_entry_while_there_are_any() {
+        let all = |doubts: &[&[usize]], claimed: usize| {
+            let doubts: Vec<Vec<usize>> = doubts.iter().map(|d| d.to_vec()).collect();
+            let mut found: Vec<usize> = one_each(&doubts, |s| s == claimed).into_iter().collect();
+            found.sort_unstable();
+            found
+        };
+        assert_eq!(all(&[&[1, 2], &[1, 2]], 9), [1, 2]);
+        assert_eq!(all(&[&[1, 2], &[1, 3], &[1]], 9), [1, 2, 3], "who has a choice makes room");
+        assert_eq!(all(&[&[1, 2], &[1, 2]], 1), [2], "what belongs to somebody is nobody else's");
+        assert_eq!(all(&[&[4], &[4]], 9), [4]);
+    }
 }

@@ -212,12 +212,16 @@ impl Joiner<'_> {
         server: Option<&Entry>,
     ) -> [Option<MonotonicNs>; 2] {
         let ended = |proxy: &Entry, exchange: Option<usize>, link: Link, back: Option<MonotonicNs>| {
-            let end = self.end_of(&self.exchanges[exchange?])?;
-            // The proxy itself says that no response's head came.
+            // It may end its connection a little after it has answered, or keep it (and reset a stream).
+            let ended = self.end_of(&self.exchanges[exchange?]);
+            let end = ended.map_or(back, |end| Some(back.map_or(end, |back| end.min(back))))?;
+            // The proxy itself says that the request's head was sent, and that no response's head came.
+            let marks = &proxy.log.timings;
             let unanswered = hop.response_on(link).ready.is_none()
-                && proxy.log.timings.time_to_first_upstream_rx_byte.is_none()
+                && marks.time_to_first_upstream_tx_byte.is_some()
+                && marks.time_to_first_upstream_rx_byte.is_none()
                 && hop.request_on(link).send? <= end;
-            (unanswered && back.is_none_or(|back| end <= back)).then_some(end)
+            unanswered.then_some(end)
         };
         let back = hop.response_on(Link::ClientLoopback).send;
         let of_client = client.filter(|c| c.attempt_of.is_some() || back.is_some());
@@ -304,7 +308,10 @@ impl Joiner<'_> {
                 whole(hop.request_on(l)) || to_itself || at_gateway
             };
             let answered = |l: Link| {
-                let to_itself = l == Link::Network && server.is_none() && hop.response_on(l).ready.is_some();
+                // Where its head ends only its sender can tell.
+                let back = hop.response_on(l);
+                let came = back.ready.or(back.last_ready).or(back.recv);
+                let to_itself = l == Link::Network && server.is_none() && came.is_some();
                 let at_gateway =
                     l == Link::ClientLoopback && hop.begins_at_gateway() && hop.response_on(l).send.is_some();
                 let given_up = l == Link::Network && hop.abandoned[0].is_some();

@@ -7,7 +7,7 @@
 use crate::{Crossing, Request, median};
 use meshdiff_lab::clock::MonotonicNs;
 use meshdiff_lab::truth::{ExchangeRecord, Leg, Mark, Nonce, Role, Truth};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 
 /// What came of one case.
@@ -65,15 +65,34 @@ pub fn judge_exchanges(requests: &[Request], truth: &Truth) -> Exchanges {
     let mut result = Exchanges::default();
     let clients = || truth.exchanges().iter().filter(|e| e.role == Role::Client);
     let mut by_id: HashMap<String, &ExchangeRecord> = HashMap::new();
+    // What does not name one exchange alone names none.
+    let mut shared: HashSet<String> = HashSet::new();
     for sent in clients() {
         result.cases.entry(sent.case.clone()).or_default().sent += 1;
-        by_id.extend(sent.request_id.as_deref().map(|id| (without_sampling(id), sent)));
+        if let Some(id) = id_of(sent, truth)
+            && by_id.insert(id.clone(), sent).is_some()
+        {
+            shared.insert(id);
+        }
     }
+    by_id.retain(|id, _| !shared.contains(id));
     let mut seen: HashMap<Nonce, usize> = HashMap::new();
     for (i, request) in requests.iter().enumerate() {
         let by_its_id = || by_id.get(&without_sampling(request.request_id.as_deref()?)).copied();
         // A request that the sidecar refused never got as far as having its id read.
-        let Some(sent) = by_its_id().or_else(|| clients().find(|sent| is_at(request, sent))) else {
+        // One call can send several requests of a connection: then the line is about one of them that nothing in it speaks against, and that
+        // no other line is about.
+        let at_one_place = || clients().filter(|sent| is_at(request, sent));
+        let fits = |sent: &&ExchangeRecord| {
+            let mut trial = Case::default();
+            check(&mut trial, request, sent, truth);
+            trial.wrong.is_empty() && !seen.contains_key(&sent.nonce)
+        };
+        let by_its_place = || {
+            let at_place = at_one_place().find(fits).or_else(|| at_one_place().next());
+            at_place.or_else(|| served_at(request, truth))
+        };
+        let Some(sent) = by_its_id().or_else(by_its_place) else {
             if request.path.is_none() && !request.coverage.full {
                 result.nameless += 1;
                 continue;
@@ -96,14 +115,27 @@ pub fn judge_exchanges(requests: &[Request], truth: &Truth) -> Exchanges {
         if !request.coverage.full {
             *case.reasons.entry(request.coverage.reason.clone().unwrap_or_default()).or_default() += 1;
         }
-        let mut check = Check { case, what: format!("{} {} stream {:?}", request.id, sent.case, sent.stream) };
-        check.client(request, sent);
-        if let Some(served) = truth.answered(sent.nonce) {
-            check.server(request, served);
-        }
+        check(case, request, sent, truth);
         case.pairs.push((i, sent.nonce));
     }
     result
+}
+
+/// The id under which an exchange went: the one that its client gave it, or else the one that the sidecar made, which the server got.
+fn id_of(sent: &ExchangeRecord, truth: &Truth) -> Option<String> {
+    let made = || truth.exchange(sent.nonce, Role::Server)?.request_id.as_deref();
+    sent.request_id.as_deref().or_else(made).map(without_sampling)
+}
+
+/// The exchange whose server was answering on a line's S6.
+fn served_at<'t>(request: &Request, truth: &'t Truth) -> Option<&'t ExchangeRecord> {
+    let socket = request.sockets.get("s6")?;
+    let at = MonotonicNs(request.crossings.response.get("serverLoopback")?.send_ns?);
+    let on_socket =
+        |e: &&ExchangeRecord| e.role == Role::Server && (e.local, e.remote) == (socket.local, socket.remote);
+    let served = truth.exchanges().iter().filter(on_socket);
+    let mut at_that_time = served.filter(|e| e.response.first.is_some_and(|call| call.contains(at)));
+    truth.exchange(at_that_time.next()?.nonce, Role::Client)
 }
 
 /// Envoy writes its decision about tracing into character 14 of the id.
@@ -116,6 +148,16 @@ fn is_at(request: &Request, sent: &ExchangeRecord) -> bool {
     let socket = request.sockets.get("s1").is_some_and(|s| s.local == sent.local);
     let at = request.crossings.request.get("clientLoopback").and_then(|c| c.send_ns);
     socket && at.zip(sent.request.first).is_some_and(|(at, call)| call.contains(MonotonicNs(at)))
+}
+
+/// Holds a line against the two ends of the exchange that it is about.
+fn check(case: &mut Case, request: &Request, sent: &ExchangeRecord, truth: &Truth) {
+    let what = format!("{} {} stream {:?}", request.id, sent.case, sent.stream);
+    let mut check = Check { case, what };
+    check.client(request, sent);
+    if let Some(served) = truth.answered(sent.nonce) {
+        check.server(request, served);
+    }
 }
 
 struct Check<'c> {

@@ -2,7 +2,9 @@
 
 use crate::binary;
 use meshdiff_lab::truth::Truth;
+use serde::Deserialize;
 use serde_json::Value;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -30,6 +32,24 @@ pub struct Lab {
     pub als_port: u16,
     logs: TempDir,
     load: TempDir,
+}
+
+/// What `meshdiff-lab status` says of a pod.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodLine {
+    /// Its workload, by which the lab calls it.
+    pub workload: String,
+    /// Its name.
+    pub pod: String,
+    /// Its address.
+    pub ip: Ipv4Addr,
+    /// Its other address, if it is dual stack.
+    pub ip6: Option<Ipv6Addr>,
+    /// Whether there is a proxy in it.
+    pub meshed: bool,
+    /// Its network namespace.
+    pub netns_inode: u64,
 }
 
 /// What `meshdiff-lab load` said.
@@ -120,14 +140,47 @@ impl Lab {
     /// If the lab does not say.
     #[must_use]
     pub fn namespaces(&self) -> Vec<String> {
+        self.pods().iter().map(|p| p.netns_inode.to_string()).collect()
+    }
+
+    /// The pods.
+    ///
+    /// # Panics
+    /// If the lab does not say.
+    #[must_use]
+    pub fn pods(&self) -> Vec<PodLine> {
         let output = Command::new(binary("meshdiff-lab"))
             .args(["status", "--json", "--name", &self.name])
             .output()
             .expect("the lab's binary runs");
         let status: Value = serde_json::from_slice(&output.stdout).expect("the lab's status is JSON");
-        let pods = status["pods"].as_array().expect("a lab has pods");
-        let inodes = pods.iter().map(|p| p["netnsInode"].as_u64().expect("a pod has a namespace").to_string());
-        inodes.collect()
+        serde_json::from_value(status["pods"].clone()).expect("a lab has pods")
+    }
+
+    /// Asks the admin interface of a pod's Envoy.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[must_use]
+    pub fn admin(&self, pod: &str, path: &str) -> String {
+        let output = Command::new(binary("meshdiff-lab"))
+            .args(["admin", "--name", &self.name, pod, path])
+            .output()
+            .expect("the lab's binary runs");
+        assert!(output.status.success(), "Envoy does not answer: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Deletes a pod, and gives its address to another.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn replace(&self, old: &str, new: &str) {
+        let output = Command::new(binary("meshdiff-lab"))
+            .args(["replace", "--name", &self.name, old, new])
+            .output()
+            .expect("the lab's binary runs");
+        assert!(output.status.success(), "no other pod: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// The folders with everything that the lab wrote down.

@@ -10,9 +10,9 @@ mod request;
 
 pub use exchange::{Case, Exchanges, judge_exchanges};
 pub use judge::{Judgement, judge};
-pub use lab::{Lab, LabOptions, Load};
+pub use lab::{Lab, LabOptions, Load, PodLine};
 pub use matrix::{Matrix, Row, median};
-pub use recorder::{Recorder, requests};
+pub use recorder::{Recorder, requests, window};
 pub use request::{Crossing, Crossings, End, Request, ServerHalf, SocketLine, TryLine};
 
 use std::path::PathBuf;

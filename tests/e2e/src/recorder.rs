@@ -1,8 +1,10 @@
 //! `meshdiff record` around something, and what it recorded.
 
 use crate::{Request, binary};
+use meshdiff_lab::clock::MonotonicNs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -88,6 +90,17 @@ impl Drop for Recorder {
             drop(self.child.wait());
         }
     }
+}
+
+/// The first and the last instant of a capture.
+///
+/// # Panics
+/// If it does not say.
+#[must_use]
+pub fn window(capture: &Path) -> [MonotonicNs; 2] {
+    let text = std::fs::read_to_string(capture.join("meta.json")).expect("a capture says what it is");
+    let meta: Value = serde_json::from_str(&text).expect("meta.json is JSON");
+    ["start", "end"].map(|end| MonotonicNs(meta[end]["monotonic"].as_u64().expect("a whole capture has both ends")))
 }
 
 /// The requests of a capture, with all their instants.

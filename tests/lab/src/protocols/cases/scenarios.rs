@@ -136,10 +136,16 @@ pub(super) const CASES: &[Case] = &[
         "whichever pod has the address that two workloads have, one after the other",
         |place, case| in_turn(&place.service(REUSED, ServicePort::HTTP)?, &vec![Exchange::get(case); 10]),
     )),
-    if_named(case("spanning", "four requests at once that take 3 s each", |place, case| {
-        let mut what = Exchange::get(case);
-        what.ask.think_ns = 3_000_000_000;
-        at_once(&place.service(ECHO, ServicePort::HTTP)?, &vec![what; 4], 1)
+    if_named(case("reused-later", "the same, once the other one has it for good", |place, case| {
+        in_turn(&place.service(REUSED, ServicePort::HTTP)?, &vec![Exchange::get(case); 10])
+    })),
+    if_named(case("spanning", "four requests at once that take their time: 1.5 s and 6 s", |place, case| {
+        let lasting = |ms: u64| {
+            let mut what = Exchange::get(case);
+            what.ask.think_ns = ms * 1_000_000;
+            what
+        };
+        at_once(&place.service(ECHO, ServicePort::HTTP)?, &[1_500, 1_500, 6_000, 6_000].map(lasting), 1)
     })),
 ];
 
