@@ -200,6 +200,38 @@ proptest! {
 }
 
 proptest! {
+    /// From nanoseconds to hours: what the two proxies' marks say is where it belongs, to the nanosecond.
+    #[test]
+    fn logs_alone_are_exact_at_any_length(
+        parts in prop::array::uniform7(prop_oneof![0i64..2_000, 0i64..2_000_000_000, 0i64..36_000_000_000_000]),
+    ) {
+        let [out, network, inbound, app, outbound, back, rest] = parts;
+        let served = inbound + app + outbound;
+        let answered = out + network + served;
+        let mut hop = hop(&[0; 13]);
+        hop.request = [Crossing::default(); 3];
+        hop.response = [Crossing::default(); 3];
+        hop.client_log = Some(log(Side::Client, [out, answered, answered + back, answered + back + rest]));
+        hop.server_log = Some(log(Side::Server, [inbound, inbound + app, served, served]));
+        hop.client_half = JoinOutcome::Unmatched(UnmatchedReason::NoProbes);
+        hop.server_half = JoinOutcome::Unmatched(UnmatchedReason::NoProbes);
+        let (a, vantage) = attribute(&hop).expect("telescopes");
+        prop_assert_eq!(vantage, Vantage::Als);
+        prop_assert_eq!(a.total().0, answered + back + rest);
+        let get = |s| a.segments().get(s).map_or(0, |d| d.0);
+        prop_assert_eq!(get(Segment::ClientSidecar), out + back);
+        prop_assert_eq!(get(Segment::Network), network);
+        prop_assert_eq!(get(Segment::ServerSidecar), inbound + outbound);
+        prop_assert_eq!(get(Segment::ServerApp), app);
+        prop_assert_eq!(get(Segment::Transfer), rest);
+        prop_assert_eq!(get(Segment::Unattributed), 0);
+        let evidence = |s| a.evidence().get(s);
+        prop_assert_eq!(evidence(Segment::ClientSidecar), Some(Evidence::Als));
+        prop_assert_eq!((evidence(Segment::Network), evidence(Segment::ServerApp)), (Some(Evidence::Bound), Some(Evidence::Bound)));
+    }
+}
+
+proptest! {
     /// A damaged or hostile capture may hold any number: it is attributed or refused, and never a panic.
     #[test]
     fn no_number_panics(
