@@ -94,29 +94,33 @@ pub(super) struct KeyValue {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
 enum Value {
-    StringValue(String),
-    IntValue(String),
-    BoolValue(bool),
-    ArrayValue { values: Vec<Value> },
+    #[serde(rename = "stringValue")]
+    Text(String),
+    /// The mapping writes 64 bits as text.
+    #[serde(rename = "intValue")]
+    Number(String),
+    #[serde(rename = "boolValue")]
+    Flag(bool),
+    #[serde(rename = "arrayValue")]
+    List { values: Vec<Value> },
 }
 
 pub(super) fn text(key: &str, value: impl Into<String>) -> KeyValue {
-    KeyValue { key: key.to_owned(), value: Value::StringValue(value.into()) }
+    KeyValue { key: key.to_owned(), value: Value::Text(value.into()) }
 }
 
 pub(super) fn number(key: impl Into<String>, value: i64) -> KeyValue {
-    KeyValue { key: key.into(), value: Value::IntValue(value.to_string()) }
+    KeyValue { key: key.into(), value: Value::Number(value.to_string()) }
 }
 
 pub(super) fn flag(key: &str, value: bool) -> KeyValue {
-    KeyValue { key: key.to_owned(), value: Value::BoolValue(value) }
+    KeyValue { key: key.to_owned(), value: Value::Flag(value) }
 }
 
 pub(super) fn texts<'a>(key: &str, values: impl Iterator<Item = &'a str>) -> KeyValue {
-    let values = values.map(|v| Value::StringValue(v.to_owned())).collect();
-    KeyValue { key: key.to_owned(), value: Value::ArrayValue { values } }
+    let values = values.map(|v| Value::Text(v.to_owned())).collect();
+    KeyValue { key: key.to_owned(), value: Value::List { values } }
 }
 
 impl Traces {
