@@ -2,6 +2,7 @@
 
 use super::error::StoreError;
 use super::schema::KEY;
+use super::select::STORED;
 use crate::meta::Meta;
 use crate::part;
 use crate::reader::{Capture, CaptureState};
@@ -102,7 +103,7 @@ pub(crate) fn encode(
     }
     let mut row = CaptureRow::of(capture, node)?;
     let mut number = 0;
-    for table in Table::ALL.into_iter().filter(|t| *t != Table::Events) {
+    for table in STORED {
         let (parts, mut damage) = capture.parts_of(table)?;
         let mut body: Option<Body> = None;
         for (index, path) in parts.into_iter().enumerate() {

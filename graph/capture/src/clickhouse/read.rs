@@ -4,7 +4,7 @@ use super::client::{Client, Query};
 use super::encode::{CaptureRow, quoted};
 use super::error::StoreError;
 use super::schema::{self, CAPTURES, Deployment};
-use super::select::{Group, QUOTE};
+use super::select::{Group, Kept, QUOTE, STORED};
 use super::url::StoreUrl;
 use crate::SCHEMA_VERSION;
 use crate::damage::Damage;
@@ -30,9 +30,11 @@ const OVERLAP: DurationNs = DurationNs::from_millis(1_000);
 /// A question's answer has at most about this many rows, and is about at most this many captures.
 const MOST_ROWS: u64 = 1_000_000;
 const MOST_CAPTURES: usize = 200;
-/// Of more captures than this, which make eight hours of an agent's, rows are not told apart by namespace: their names would not fit into
+/// Of more captures than this, which make four hours of an agent's, rows are not told apart by namespace: their names would not fit into
 /// a question's address.
-const MOST_PRUNED: usize = 1_000;
+const MOST_PRUNED: usize = 500;
+/// Neither would lists of pods that are longer than this.
+const MOST_NAMED: usize = 20_000;
 
 /// What is wanted of a store.
 #[derive(Clone, Debug)]
@@ -165,15 +167,16 @@ impl Store {
             node: &first.row.capture_node,
             segments: (first.row.segment, last.row.segment),
             all: &all,
-            namespace: None,
+            kept: None,
         };
         let mut reading = Reading { store: self, captures: &captures, group: whole.clone(), damage: Damage::default() };
         notes.extend(reading.incomplete()?);
         let mut data = None;
-        if let Some(namespace) = namespace {
-            reading.group.namespace = Some(namespace);
+        let kept = namespace.map(|namespace| self.kept(&whole, namespace)).transpose()?.flatten();
+        if let Some(kept) = &kept {
+            reading.group.kept = Some(kept);
             let pruned = reading.read()?;
-            // A namespace that nobody names, or without any message where there are others: what was left out tells why.
+            // A namespace without any message where there are others: what was left out tells why.
             let messages = captures.iter().any(|c| c.row.rows.get(Table::Messages.as_str()).is_some_and(|n| *n > 0));
             let enough = !pruned.access_logs.is_empty() && (!pruned.messages.is_empty() || !messages);
             data = enough.then_some(pruned);
@@ -190,6 +193,13 @@ impl Store {
         notes.extend(captures.iter().flat_map(|c| c.row.warnings.iter().cloned()));
         let node = first.row.capture_node.clone();
         Ok(StoredRecording { node, metas: captures.iter().map(|c| c.meta.clone()).collect(), data, notes, pruned })
+    }
+
+    /// The pods that matter to a namespace; `None` where nobody names it, or where they are too many for an address.
+    fn kept(&self, group: &Group<'_>, namespace: &str) -> Result<Option<Kept>, StoreError> {
+        let found: Vec<Kept> = self.json_rows(&group.kept(namespace), Table::Sockets.as_str())?;
+        let fits = |kept: &Kept| kept.netns.len() + kept.addresses.len() < MOST_NAMED;
+        Ok(found.into_iter().next().filter(|kept| !kept.addresses.is_empty() && fits(kept)))
     }
 
     fn json_rows<T: serde::de::DeserializeOwned>(&self, query: &Query, table: &str) -> Result<Vec<T>, StoreError> {
@@ -292,19 +302,22 @@ impl Reading<'_> {
     fn incomplete(&self) -> Result<Vec<String>, StoreError> {
         #[derive(Deserialize)]
         struct Count {
+            name: String,
             capture_id: String,
             rows: u64,
         }
+        let mut found: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for some in self.captures.chunks(MOST_CAPTURES) {
+            let ids: Vec<&str> = some.iter().map(|c| c.row.capture_id.as_str()).collect();
+            let counts: Vec<Count> = self.store.json_rows(&self.group.counts(&ids.join(",")), CAPTURES)?;
+            found.extend(counts.into_iter().map(|c| ((c.name, c.capture_id), c.rows)));
+        }
         let mut notes = Vec::new();
-        for table in Table::ALL.into_iter().filter(|t| *t != Table::Events) {
-            let mut found: BTreeMap<String, u64> = BTreeMap::new();
-            for ids in self.steps(table) {
-                let counts: Vec<Count> = self.store.json_rows(&self.group.counts(table, &ids), table.as_str())?;
-                found.extend(counts.into_iter().map(|c| (c.capture_id, c.rows)));
-            }
+        for table in STORED {
             for capture in self.captures {
                 let wanted = capture.row.rows.get(table.as_str()).copied().unwrap_or(0);
-                let there = found.get(&capture.row.capture_id).copied().unwrap_or(0);
+                let key = (table.as_str().to_owned(), capture.row.capture_id.clone());
+                let there = found.get(&key).copied().unwrap_or(0);
                 if wanted != there {
                     notes.push(format!(
                         "the store has {there} of the {wanted} rows of {table} of the capture {}: some were deleted, or are not replicated yet",

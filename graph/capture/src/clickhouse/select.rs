@@ -4,12 +4,14 @@
 //! proxies logged, and, for the time that a server waited for others, by the hops that it made meanwhile. All of these are tied by
 //! addresses: sockets name both ends, log entries up to four and their proxy's. So the pods that matter are those of the namespace, those
 //! that share an address with these, and those that share one with them; every other row cannot meet a row of a hop of the namespace.
-//! Addresses of services count as pods, which only keeps more.
+//! Only what pods of the recording have as their own leads on: a name server or the agent, with which everybody talks and of which nothing
+//! was recorded, ties nobody to anybody.
 
 use super::client::Query;
 use super::encode::quoted;
 use crate::column::ColumnDoc;
 use crate::table::Table;
+use serde::Deserialize;
 
 /// The captures that are asked for: one node's, of one boot.
 #[derive(Clone, Debug)]
@@ -20,7 +22,16 @@ pub(crate) struct Group<'a> {
     /// All of its captures, as a list with commas.
     pub(crate) all: &'a str,
     /// Keep what matters to a namespace.
-    pub(crate) namespace: Option<&'a str>,
+    pub(crate) kept: Option<&'a Kept>,
+}
+
+/// The pods that matter to a namespace, as lists with commas.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) struct Kept {
+    /// Their network namespaces.
+    pub(crate) netns: String,
+    /// Their addresses, and those with which they talked.
+    pub(crate) addresses: String,
 }
 
 impl Group<'_> {
@@ -32,10 +43,23 @@ impl Group<'_> {
             .with("ids", ids)
             // Rows of one key are in one partition: their segment is a part of it.
             .setting("do_not_merge_across_partitions_select_final", 1);
-        match self.namespace {
-            Some(namespace) => query.with("all", self.all).with("namespace", namespace),
+        match self.kept {
+            Some(kept) => query.with("all", self.all).with("netns", &kept.netns).with("addresses", &kept.addresses),
             None => query,
         }
+    }
+
+    /// Which pods matter to a namespace.
+    pub(crate) fn kept(&self, namespace: &str) -> Query {
+        let all = "c.capture_node = {node:String} AND c.segment BETWEEN {from:Int64} AND {to:Int64} \
+                   AND c.capture_id IN (SELECT arrayJoin(splitByChar(',', {ids:String})))";
+        let sql = format!(
+            "{} SELECT (SELECT arrayStringConcat(arraySort(groupUniqArray(toString(netns))), ',') FROM places \
+             WHERE address IN (SELECT address FROM pods)) AS netns, \
+             (SELECT arrayStringConcat(arraySort(groupUniqArray(address)), ',') FROM pods) AS addresses FORMAT JSONEachRow",
+            PODS.replace("ALL_OF_c", all)
+        );
+        Self { kept: None, ..self.clone() }.bind(Query::new(sql).with("namespace", namespace), self.all)
     }
 
     /// Rows of a table, as they were stored or already put together.
@@ -57,34 +81,44 @@ impl Group<'_> {
             },
             Table::Messages | Table::Http2Streams | Table::AccessLogs | Table::Events => (plain, IN_ORDER.to_owned()),
         };
-        let mut sql = String::new();
-        let mut kept = String::new();
-        if self.namespace.is_some()
-            && let Some(condition) = matters(table)
-        {
-            sql.push_str(&with_pods());
-            kept = format!(" AND {condition}");
-        }
-        sql.push_str(&format!(
+        let kept = match self.kept.and_then(|_| matters(table)) {
+            Some(condition) => format!(" AND {condition}"),
+            None => String::new(),
+        };
+        let sql = format!(
             "SELECT {select} FROM {} AS t FINAL WHERE {CHOSEN}{kept} {tail} FORMAT Parquet",
             quoted(table.as_str())
-        ));
+        );
         let query = Query::new(sql)
             .setting("output_format_parquet_string_as_string", 1)
             .setting("output_format_parquet_compression_method", "zstd");
         self.bind(query, ids)
     }
 
-    /// How many rows of a table each capture has.
-    pub(crate) fn counts(&self, table: Table, ids: &str) -> Query {
-        let sql = format!(
-            "SELECT t.capture_id AS capture_id, count() AS rows FROM {} AS t FINAL WHERE {CHOSEN} GROUP BY t.capture_id \
-             ORDER BY t.capture_id FORMAT JSONEachRow",
-            quoted(table.as_str())
-        );
-        Self { namespace: None, ..self.clone() }.bind(Query::new(sql).setting(QUOTE, 0), ids)
+    /// How many rows each capture has in each table.
+    pub(crate) fn counts(&self, ids: &str) -> Query {
+        let of = |table: Table| {
+            format!(
+                "SELECT '{table}' AS name, t.capture_id AS capture_id, count() AS rows FROM {} AS t FINAL WHERE {CHOSEN} GROUP BY t.capture_id",
+                quoted(table.as_str())
+            )
+        };
+        let all: Vec<String> = STORED.into_iter().map(of).collect();
+        let sql = format!("{} FORMAT JSONEachRow", all.join(" UNION ALL "));
+        Self { kept: None, ..self.clone() }.bind(Query::new(sql).setting(QUOTE, 0), ids)
     }
 }
+
+/// The tables that are stored: all but single events.
+pub(crate) const STORED: [Table; 7] = [
+    Table::Sockets,
+    Table::Messages,
+    Table::SocketMetrics,
+    Table::Http2Streams,
+    Table::AccessLogs,
+    Table::Proxies,
+    Table::Processes,
+];
 
 /// 64-bit numbers as numbers, not as texts.
 pub(crate) const QUOTE: &str = "output_format_json_quote_64bit_integers";
@@ -123,22 +157,24 @@ fn summed(column: &ColumnDoc) -> Option<String> {
 /// Which rows matter to the namespace; all of those tables that are small, or that say who is who.
 fn matters(table: Table) -> Option<&'static str> {
     match table {
-        Table::Sockets => Some("t.netns IN (SELECT netns FROM kept)"),
-        Table::Messages | Table::Http2Streams | Table::SocketMetrics => {
-            Some("t.cookie IN (SELECT cookie FROM of_kept)")
-        }
+        Table::Sockets => Some("t.netns IN (SELECT toUInt32OrZero(arrayJoin(splitByChar(',', {netns:String}))))"),
+        Table::Messages | Table::Http2Streams | Table::SocketMetrics => Some(
+            "t.cookie IN (SELECT c.cookie FROM sockets AS c WHERE c.capture_node = {node:String} \
+             AND c.segment BETWEEN {from:Int64} AND {to:Int64} AND c.capture_id IN (SELECT arrayJoin(splitByChar(',', {all:String}))) \
+             AND c.netns IN (SELECT toUInt32OrZero(arrayJoin(splitByChar(',', {netns:String})))))",
+        ),
         // Entries of TCP connections say who relays what for whom, and are counted.
         Table::AccessLogs => Some(
-            "(t.protocol = 'tcp' OR t.downstream_direct_remote_ip IN (SELECT address FROM pods) \
-             OR t.downstream_local_ip IN (SELECT address FROM pods) OR t.upstream_local_ip IN (SELECT address FROM pods) \
-             OR t.upstream_remote_ip IN (SELECT address FROM pods) OR t.node IN (SELECT node FROM proxies AS p \
-             WHERE p.capture_node = {node:String} AND p.segment BETWEEN {from:Int64} AND {to:Int64} AND p.address IN (SELECT address FROM pods)))",
+            "(t.protocol = 'tcp' OR hasAny(splitByChar(',', {addresses:String}), [ifNull(t.downstream_direct_remote_ip, ''), \
+             ifNull(t.downstream_local_ip, ''), ifNull(t.upstream_local_ip, ''), ifNull(t.upstream_remote_ip, '')]) \
+             OR t.node IN (SELECT p.node FROM proxies AS p WHERE p.capture_node = {node:String} \
+             AND p.segment BETWEEN {from:Int64} AND {to:Int64} AND has(splitByChar(',', {addresses:String}), ifNull(p.address, ''))))",
         ),
         Table::Proxies | Table::Processes | Table::Events => None,
     }
 }
 
-/// `pods`: the addresses that matter; `kept`: their network namespaces; `of_kept`: the sockets of these.
+/// `pods`: the addresses that matter; `places`: which network namespace has which.
 ///
 /// Loopback addresses are every pod's and tie none together; within a pod its network namespace does.
 const PODS: &str = "WITH \
@@ -150,27 +186,23 @@ const PODS: &str = "WITH \
        OR JSONExtractString(ifNull(c.upstream_peer, ''), 'namespace') = {namespace:String}) AS ours \
        FROM access_logs AS c LEFT ANY JOIN proxy ON c.node = proxy.node WHERE ALL_OF_c), \
      places AS (SELECT DISTINCT c.netns AS netns, c.local_ip AS address FROM sockets AS c WHERE ALL_OF_c), \
+     own AS (SELECT address FROM places UNION ALL \
+       SELECT arrayJoin(arrayConcat([ifNull(c.address, '')], c.instance_ips)) AS address FROM proxies AS c WHERE ALL_OF_c), \
      found AS (\
        SELECT c.local_ip AS a, c.remote_ip AS b FROM sockets AS c WHERE ALL_OF_c \
        UNION ALL SELECT c.remote_ip AS a, c.local_ip AS b FROM sockets AS c WHERE ALL_OF_c \
        UNION ALL SELECT x.address AS a, y.address AS b FROM places AS x INNER JOIN places AS y ON x.netns = y.netns \
        UNION ALL SELECT a, b FROM (SELECT addresses, arrayJoin(addresses) AS a FROM entries) ARRAY JOIN addresses AS b), \
-     pairs AS (SELECT DISTINCT a, b FROM found WHERE NOT startsWith(a, '127.') AND NOT startsWith(b, '127.') AND a != '::1' AND b != '::1'), \
+     pairs AS (SELECT DISTINCT a, b FROM found WHERE NOT startsWith(a, '127.') AND NOT startsWith(b, '127.') AND a != '::1' \
+       AND b != '::1' AND a IN (SELECT address FROM own)), \
      seeds AS (\
        SELECT arrayJoin(arrayConcat([ifNull(c.address, '')], c.instance_ips)) AS address FROM proxies AS c \
        WHERE ALL_OF_c AND c.namespace = {namespace:String} \
        UNION ALL SELECT arrayJoin(addresses) AS address FROM entries WHERE ours), \
      near AS (SELECT b AS address FROM pairs WHERE a IN (SELECT address FROM seeds) UNION ALL SELECT address FROM seeds), \
      pods AS (SELECT DISTINCT address FROM (\
-       SELECT b AS address FROM pairs WHERE a IN (SELECT address FROM near) UNION ALL SELECT address FROM near)), \
-     kept AS (SELECT DISTINCT netns FROM places WHERE address IN (SELECT address FROM pods)), \
-     of_kept AS (SELECT DISTINCT c.cookie AS cookie FROM sockets AS c WHERE ALL_OF_c AND c.netns IN (SELECT netns FROM kept)) ";
-
-fn with_pods() -> String {
-    let all = "c.capture_node = {node:String} AND c.segment BETWEEN {from:Int64} AND {to:Int64} \
-               AND c.capture_id IN (SELECT arrayJoin(splitByChar(',', {all:String})))";
-    PODS.replace("ALL_OF_c", all)
-}
+       SELECT b AS address FROM pairs WHERE a IN (SELECT address FROM near) UNION ALL SELECT address FROM near) \
+       WHERE address != '')";
 
 #[cfg(test)]
 mod tests {
@@ -185,9 +217,10 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_never_becomes_text_of_the_question() {
-        let group = Group { node: "n' OR 1", segments: (1, 2), all: "a", namespace: Some("x'; DROP TABLE sockets --") };
-        for table in Table::ALL {
-            let query = group.rows(table, "a,b");
+        let kept = Kept { netns: "1) OR 1".into(), addresses: "'; DROP".into() };
+        let group = Group { node: "n' OR 1", segments: (1, 2), all: "a", kept: Some(&kept) };
+        let rows = Table::ALL.into_iter().map(|table| group.rows(table, "a,b"));
+        for query in rows.chain([group.kept("x'; DROP TABLE sockets --"), group.counts("a,b")]) {
             assert!(!query.sql.contains("DROP") && !query.sql.contains("OR 1"), "{}", query.sql);
         }
     }
