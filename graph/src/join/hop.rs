@@ -308,10 +308,8 @@ impl Joiner<'_> {
                 whole(hop.request_on(l)) || to_itself || at_gateway
             };
             let answered = |l: Link| {
-                // Where its head ends only its sender can tell.
-                let back = hop.response_on(l);
-                let came = back.ready.or(back.last_ready).or(back.recv);
-                let to_itself = l == Link::Network && server.is_none() && came.is_some();
+                // Where its head ends only its sender can tell, and what followed may be of the next response: that it came is known.
+                let to_itself = l == Link::Network && server.is_none() && hop.response_on(l).bytes > 0;
                 let at_gateway =
                     l == Link::ClientLoopback && hop.begins_at_gateway() && hop.response_on(l).send.is_some();
                 let given_up = l == Link::Network && hop.abandoned[0].is_some();
