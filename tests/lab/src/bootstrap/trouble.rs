@@ -8,9 +8,9 @@ use super::{Parts, extension};
 use crate::topology::{Service, ServicePort};
 
 /// How long an attempt may take where attempts are limited, in milliseconds.
-pub const TRY_MS: u64 = 60;
+pub const TRY_MS: u64 = 120;
 /// How long a request may take where requests are limited, in milliseconds.
-pub const TIMEOUT_MS: u64 = 80;
+pub const TIMEOUT_MS: u64 = 100;
 
 /// Nobody listens there.
 const CLOSED_PORT: u16 = 1;

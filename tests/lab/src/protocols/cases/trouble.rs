@@ -15,8 +15,8 @@ use crate::truth::ExchangeRecord;
 
 const MS: u64 = 1_000_000;
 /// How long those that wait for something wait, in milliseconds.
-const HELD_MS: &str = "40";
-const HELD_NS: u64 = 40 * MS;
+const HELD_MS: &str = "80";
+const HELD_NS: u64 = 80 * MS;
 
 const fn case(name: &'static str, about: &'static str, round: super::Round) -> Case {
     Case { name, workload: Workload::Trouble, status: Some(200), about, only_if_named: false, round }
@@ -50,14 +50,14 @@ pub(super) const CASES: &[Case] = &[
         each(place, ServicePort::TROUBLE, &[slow(case, 1, 3 * TRY_MS)])
     }),
     case("hedge-first", "the first attempt is slow, and yet is answered before the second one", |place, case| {
-        let mut what = slow(case, 1, TRY_MS + 15);
+        let mut what = slow(case, 1, TRY_MS + 30);
         what.ask.think_ns = 3 * TRY_MS * MS;
         each(place, ServicePort::TROUBLE, &[what])
     }),
     refused(
         504,
         case("timeout", "the server takes longer than the request may", |place, case| {
-            each(place, ServicePort::TROUBLE, &[slow(case, 1, 200)])
+            each(place, ServicePort::TROUBLE, &[slow(case, 1, 300)])
         }),
     ),
     refused(
