@@ -14,7 +14,7 @@ use meshdiff_als::{AlsServer, AlsSettings};
 use meshdiff_capture::{CaptureSink, CaptureWriter, Meta, WriterOptions};
 use prost::Message;
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -42,7 +42,8 @@ fn main() -> anyhow::Result<()> {
 async fn receive(streams: u32, seconds: u32) -> anyhow::Result<()> {
     let server = AlsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), AlsSettings::default())?;
     let handle = server.handle();
-    let (sink, mut batches) = mpsc::channel(64);
+    // As many as in `meshdiff record`.
+    let (sink, mut batches) = mpsc::channel(1024);
     let serving = tokio::spawn(server.serve(sink));
     let storing = std::thread::spawn(move || {
         let folder = tempfile::tempdir()?;
@@ -132,6 +133,8 @@ fn send(addr: SocketAddr, streams: u32, time: Duration) -> anyhow::Result<u64> {
         let mut head = [0; 9];
         tcp.read_exact(&mut head)?;
         anyhow::ensure!(head[3] == 4, "its settings come first");
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        std::io::copy(&mut (&mut tcp).take(len.into()), &mut std::io::sink())?;
         tcp.write_all(&frame(4, 1, 0, &[]))?;
         tcp.write_all(&each(&headers(), 1, 4))?;
         tcp.write_all(&first)?;
@@ -153,11 +156,18 @@ fn send(addr: SocketAddr, streams: u32, time: Duration) -> anyhow::Result<u64> {
     }
     for tcp in &mut open {
         tcp.write_all(&end)?;
-        tcp.shutdown(Shutdown::Write)?;
     }
-    // The server closes when it has read everything.
+    // The server answers each call when it has read all of it.
     for tcp in &mut open {
-        std::io::copy(tcp, &mut std::io::sink())?;
+        let mut answered = 0;
+        while answered < STREAMS_PER_CONNECTION {
+            let mut head = [0; 9];
+            tcp.read_exact(&mut head)?;
+            let [a, b, c, kind, flags, ..] = head;
+            std::io::copy(&mut tcp.take(u32::from_be_bytes([0, a, b, c]).into()), &mut std::io::sink())?;
+            // Trailers: HEADERS with END_STREAM.
+            answered += u32::from(kind == 1 && flags & 1 == 1);
+        }
     }
     Ok(sent)
 }

@@ -36,10 +36,33 @@ pub(super) trait Message<'a>: Default {
     }
 }
 
+/// A message whose absence means something and that nearly always is there: an `Option` of one as large as this would be moved into place.
+#[derive(Debug, Default)]
+pub(super) struct Known<M> {
+    message: M,
+    there: bool,
+}
+
+impl<M> Known<M> {
+    /// The message, if there is one.
+    pub(super) fn as_ref(&self) -> Option<&M> {
+        self.there.then_some(&self.message)
+    }
+
+    #[inline(always)]
+    fn merge<'a>(&mut self, again: Reader<'a>) -> Result<(), Undecodable>
+    where
+        M: Message<'a>,
+    {
+        self.there = true;
+        self.message.merge(again)
+    }
+}
+
 /// `HTTPAccessLogEntry`. An absent request or response is an empty one.
 #[derive(Debug, Default)]
 pub(super) struct Http<'a> {
-    pub(super) common: Option<Common<'a>>,
+    pub(super) common: Known<Common<'a>>,
     pub(super) protocol_version: i32,
     pub(super) request: Request<'a>,
     pub(super) response: Response<'a>,
@@ -49,7 +72,7 @@ impl<'a> Message<'a> for Http<'a> {
     #[inline(always)]
     fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
         match key.number {
-            1 => merge_optional(&mut self.common, key, reader),
+            1 => self.common.merge(reader.message(key)?),
             2 => reader.int32(key).map(|v| self.protocol_version = v),
             3 => self.request.merge(reader.message(key)?),
             4 => self.response.merge(reader.message(key)?),
@@ -61,7 +84,7 @@ impl<'a> Message<'a> for Http<'a> {
 /// `TCPAccessLogEntry`. Absent connection properties are empty ones.
 #[derive(Debug, Default)]
 pub(super) struct Tcp<'a> {
-    pub(super) common: Option<Common<'a>>,
+    pub(super) common: Known<Common<'a>>,
     pub(super) connection: Connection,
 }
 
@@ -69,7 +92,7 @@ impl<'a> Message<'a> for Tcp<'a> {
     #[inline(always)]
     fn field(&mut self, key: Key, reader: &mut Reader<'a>) -> Result<(), Undecodable> {
         match key.number {
-            1 => merge_optional(&mut self.common, key, reader),
+            1 => self.common.merge(reader.message(key)?),
             2 => self.connection.merge(reader.message(key)?),
             _ => reader.skip(key),
         }

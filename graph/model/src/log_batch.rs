@@ -497,11 +497,17 @@ pub fn uuid_of(text: &[u8]) -> Option<[u8; 16]> {
     let text: &[u8; 36] = text.try_into().ok()?;
     let mut wrong = 0;
     let mut uuid = [0; 16];
-    for (byte, at) in uuid.iter_mut().zip(AT) {
-        let (high, low) = (DIGITS[usize::from(text[at])], DIGITS[usize::from(text[at + 1])]);
-        wrong |= high | low;
-        *byte = high << 4 | low & 0x0f;
+    macro_rules! bytes {
+        ($($n:literal)*) => {
+            $({
+                let (high, low) = (DIGITS[usize::from(text[AT[$n]])], DIGITS[usize::from(text[AT[$n] + 1])]);
+                wrong |= high | low;
+                uuid[$n] = high << 4 | low & 0x0f;
+            })*
+        };
     }
+    // Written out: as a loop it took a tenth of an entry's decoding.
+    bytes!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
     (wrong < 16 && HYPHENS.iter().all(|&at| text[at] == b'-')).then_some(uuid)
 }
 

@@ -105,7 +105,6 @@ impl Chunks {
         };
         let spec = pages.write_page(CompressedPage::new(page, data_len))?;
         uncompressed += spec.uncompressed_size;
-        drop(pages);
         let bytes = chunk.into_inner()?;
         let mut encodings = vec![encoding, Encoding::RLE];
         if dictionary_at.is_some() {

@@ -186,7 +186,7 @@ impl LogTable {
 
     /// A name out of few.
     fn word<N: Named>(&self, required: bool, get: impl Fn(&LogKind) -> Option<N>) -> Values {
-        self.of_kind(required, |k| get(k).map(|n| n.name()), |name, out| plain_text(name, out))
+        self.of_kind(required, |k| get(k).map(|n| n.name()), plain_text)
     }
 
     fn ip(&self, required: bool, get: impl Fn(&LogKind) -> Place) -> Values {
