@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 
 cargo build --locked -p meshdiff -p meshdiff-lab -p meshdiff-e2e
 cargo build --locked -p meshdiff-probes --example discard --example overhead --example assembly
+cargo build --locked -p meshdiff-als --example throughput --example streams
+cargo build --locked -p meshdiff-capture --example disk
 tests/lab/setup.sh >/dev/null
 
 echo "== One exchange on one thread (two sends, two readies, two recvs), probes attached against not"
@@ -16,6 +18,15 @@ target/debug/examples/assembly
 
 echo "== Ten thousand connections opened and closed in a second, for ${MESHDIFF_CHURN_SECONDS:=30} s"
 MESHDIFF_CHURN_SECONDS="${MESHDIFF_CHURN_SECONDS}" cargo test --locked -p meshdiff-probes --test churn -- --test-threads=1 --nocapture
+
+echo "== Access logs: decoding, and receivers that store nothing or columns, ns of CPU an entry"
+target/debug/examples/throughput "${ALS_SECONDS:-3}"
+
+echo "== Access logs: 5,000 streams of 100 entries a second for 60 s, into a capture"
+target/debug/examples/streams 5000 60 || echo "(entries were lost: the two processes together need more than this machine has)"
+
+echo "== Access logs: bytes on disk, a synthetic million of requests"
+target/debug/examples/disk 1000000
 
 echo "== Throughput of the lab at saturation, 64 connections"
 target/debug/overhead "${ROUNDS:-9}"

@@ -42,8 +42,7 @@ fn main() -> anyhow::Result<()> {
 async fn receive(streams: u32, seconds: u32) -> anyhow::Result<()> {
     let server = AlsServer::bind(SocketAddr::from(([127, 0, 0, 1], 0)), AlsSettings::default())?;
     let handle = server.handle();
-    // As many as in `meshdiff record`.
-    let (sink, mut batches) = mpsc::channel(1024);
+    let (sink, mut batches) = mpsc::channel(64);
     let serving = tokio::spawn(server.serve(sink));
     let storing = std::thread::spawn(move || {
         let folder = tempfile::tempdir()?;
