@@ -1,6 +1,7 @@
 //! Drives the real binaries over a real mesh and reads what they say. The tests that use this need root, an Envoy and
 //! the built binaries; none of it is mocked.
 
+mod agent;
 mod exchange;
 mod judge;
 mod lab;
@@ -8,6 +9,7 @@ mod matrix;
 mod recorder;
 mod request;
 
+pub use agent::{Agent, Answer, TOKEN};
 pub use exchange::{Case, Exchanges, judge_exchanges};
 pub use judge::{Judgement, judge};
 pub use lab::{Lab, LabOptions, Load, PodLine};

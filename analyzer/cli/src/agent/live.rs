@@ -2,8 +2,8 @@
 //! fed to histograms once.
 //!
 //! A request is told by rows that come over several seconds (Envoy holds its log entries back for up to a second), and requests
-//! straddle any cut. So rows stay in memory until the request that they belong to was counted: a join looks at all of them, and counts
-//! those requests that ended between the last join's line and this one's, which lies [`LAG`] back. What belongs to no request
+//! straddle any cut. So rows stay in memory until the request that they belong to was counted: a join looks at those up to its line, which
+//! lies [`LAG`] back, and counts the requests that ended between the last join's line and this one's. What belongs to no request
 //! goes after [`STRAY`].
 
 use super::directory::OnNode;
@@ -24,8 +24,10 @@ use std::time::Duration;
 
 /// How long after a request's end its rows are complete: Envoy's flush of 1 s, the agent's roll of 2 s, and some more.
 const LAG: DurationNs = DurationNs::from_millis(4_000);
-/// How much time is joined at once, at least.
-const STEP: DurationNs = DurationNs::from_millis(4_000);
+/// How much time is joined at once, at least: what a join takes of memory grows with it.
+const STEP: DurationNs = DurationNs::from_millis(2_000);
+/// How far beyond its line a join looks, for the rest of what ends there.
+const BEYOND: DurationNs = DurationNs::from_millis(200);
 /// How long a row waits for the request that it may belong to, if requests of its socket are known to end.
 const LONGEST: DurationNs = DurationNs::from_millis(60_000);
 /// How long a row waits that belongs to none.
@@ -200,13 +202,16 @@ impl Rows {
         at: ClockSample,
         informers: Option<&Informers>,
     ) -> (Vec<AttributedRequest>, u64) {
+        // What is later is not whole yet, and would be joined for nothing.
+        let bound = until.offset(BEYOND);
+        let clock = ClockAnchor::new(self.clock.clone());
+        let later = self.take_later(bound, &clock);
         // Stable: rows of one socket and direction stay in order.
         self.messages.sort_by_key(|m| (m.socket, m.direction));
         self.http2.sort_by_key(|s| s.socket);
-        let clock = ClockAnchor::new(self.clock.clone());
         let proxies: Vec<Proxy> = self.proxies.values().cloned().collect();
         let directory = OnNode::new(&proxies, informers, at.wall);
-        let sockets = self.spoken_of();
+        let sockets = self.spoken_of(bound);
         let from = self.messages.iter().filter_map(first_instant).min().unwrap_or(self.counted_until);
         let input = HopInput {
             sockets: &sockets,
@@ -214,7 +219,7 @@ impl Rows {
             http2: &self.http2,
             access_logs: &self.access_logs,
             clock: &clock,
-            window: (from, at.monotonic),
+            window: (from, bound),
         };
         let mesh = MeshGraph::build(input, &[], &directory);
         let (all, errors) = attribute_all(&mesh, &directory, &clock);
@@ -229,16 +234,37 @@ impl Rows {
         self.counted_until = until;
         over.iter().for_each(|r| self.close(r));
         self.forget(until, at, &clock);
+        self.messages.extend(later.messages);
+        self.http2.extend(later.http2);
+        self.access_logs.extend(later.access_logs);
         (over, errors.len() as u64)
     }
 
-    /// The sockets that rows speak of.
-    fn spoken_of(&self) -> Vec<Socket> {
+    /// Sets aside what began after an instant.
+    fn take_later(&mut self, bound: MonotonicNs, clock: &ClockAnchor) -> Batch {
+        let log_began = |log: &HopSide| clock.to_monotonic(log.start_time);
+        Batch {
+            messages: self.messages.extract_if(.., |m| first_instant(m).is_some_and(|at| at > bound)).collect(),
+            http2: self.http2.extract_if(.., |s| s.first.at > bound).collect(),
+            access_logs: self.access_logs.extract_if(.., |l| log_began(l).is_some_and(|at| at > bound)).collect(),
+            ..Batch::default()
+        }
+    }
+
+    /// The sockets that rows speak of. What is known of an open one is up to 10 s old: it lives on all the same.
+    fn spoken_of(&self, until: MonotonicNs) -> Vec<Socket> {
         let mut cookies: Vec<SocketCookie> =
             self.messages.iter().map(|m| m.socket).chain(self.http2.iter().map(|s| s.socket)).collect();
         cookies.sort_unstable();
         cookies.dedup();
-        cookies.iter().filter_map(|c| self.sockets.get(c).cloned()).collect()
+        let known = cookies.iter().filter_map(|c| self.sockets.get(c).cloned());
+        let alive = known.map(|mut s| {
+            if s.closed.is_none() {
+                s.last_seen = s.last_seen.max(until);
+            }
+            s
+        });
+        alive.collect()
     }
 
     /// Notes until when the rows of a request's sockets are used up.
@@ -273,7 +299,6 @@ impl Rows {
         });
         self.sockets.retain(|_, s| s.closed.is_none_or(|at| at >= longest));
         self.done.retain(|cookie, used| *used >= stray && self.sockets.contains_key(cookie));
-        self.messages.shrink_to(2 * self.messages.len());
     }
 }
 

@@ -60,7 +60,11 @@ fn each_request_is_counted_once_however_the_recording_is_cut() {
     while from.0 < end.0 + 14_000_000_000 {
         let to = MonotonicNs(from.0 + 2_000_000_000);
         let turn = from..to;
-        data.sockets.iter().filter(|s| turn.contains(&s.first_seen)).for_each(|s| tap.socket(s));
+        data.sockets.iter().filter(|s| turn.contains(&s.first_seen)).for_each(|s| {
+            // As assembly tells of it first; what became of it is told 10 s later.
+            let open = meshdiff_model::Socket { last_seen: s.first_seen, closed: None, close: None, ..s.clone() };
+            tap.socket(&open);
+        });
         data.messages.iter().filter(|m| turn.contains(&last(m))).for_each(|m| tap.message(m));
         let sent = |l: &&meshdiff_model::HopSide| {
             let over = l.start_time.0 + l.timings.extent().unwrap_or_default().0 + 1_000_000_000;
@@ -80,7 +84,7 @@ fn each_request_is_counted_once_however_the_recording_is_cut() {
     let counted = sum(&text, "meshdiff_requests_total", &[]);
     let counted_full = sum(&text, "meshdiff_requests_total", &["coverage=\"full\""]);
     let (expected, expected_full) = (all.len() as f64, full as f64);
-    assert!(expected_full > 1_000.0, "{expected_full}");
+    assert!(expected_full > 400.0, "{expected_full}");
     // The first join's line lies at the end of its first turn, before the recording: nothing is left out.
     assert_eq!(counted_full, expected_full, "full requests, of {expected} in all ({counted} counted)");
     assert_eq!(counted, expected);

@@ -176,7 +176,8 @@ impl RollingSink {
         let meta = self.cut(&open, Some(end));
         self.before = Counted::of(&self.meta);
         self.reach.clear();
-        let finished = open.writer.finish(meta).map(drop);
+        let told = self.carried.tell(&mut open.writer, open.start.monotonic);
+        let finished = told.and(open.writer.finish(meta).map(drop));
         self.note_lost(&mut open);
         drop(open.writer);
         if let Err(error) = finished {
@@ -252,6 +253,22 @@ impl RollingSink {
 }
 
 impl Carried {
+    /// What assembly tells of an open socket is up to 10 s old; a message of it says that it lived on.
+    fn saw(&mut self, message: &Message) {
+        if let Some(socket) = self.sockets.get_mut(&message.socket) {
+            let instants = [&message.sends, &message.readies, &message.recvs].into_iter().flat_map(|list| list.iter());
+            socket.last_seen = instants.map(|i| i.at).fold(socket.last_seen, MonotonicNs::max);
+        }
+    }
+
+    /// Tells of the open sockets that were in use since an instant until when they were.
+    fn tell(&self, writer: &mut CaptureWriter, since: MonotonicNs) -> Result<(), CaptureError> {
+        let mut used: Vec<&Socket> =
+            self.sockets.values().filter(|s| s.closed.is_none() && s.last_seen >= since).collect();
+        used.sort_unstable_by_key(|s| s.cookie);
+        used.into_iter().try_for_each(|s| writer.write_socket(s.clone()))
+    }
+
     /// Tells a new segment who is there already.
     fn write(&mut self, writer: &mut CaptureWriter, now: MonotonicNs, keep: Duration) -> Result<(), CaptureError> {
         self.proxies.retain(|_, (_, last)| last.elapsed() < keep);
@@ -268,6 +285,7 @@ impl Carried {
 
 impl CaptureSink for RollingSink {
     fn write_message(&mut self, message: Message) -> Result<(), CaptureError> {
+        self.carried.saw(&message);
         if let Some(tap) = &mut self.tap {
             tap.message(&message);
         }

@@ -61,7 +61,9 @@ pub(crate) fn write_segments(window: &Arc<Window>, data: &CaptureData, segments:
 #[test]
 fn every_segment_is_a_capture_of_its_own_with_its_own_counts() {
     let dir = TempDir::new().expect("a folder");
-    let data = fixture();
+    let mut data = fixture();
+    // Those that were closed when this was recorded are not named again.
+    data.sockets.iter_mut().for_each(|s| s.closed = None);
     let window = window(dir.path(), HOUR, u64::MAX);
     write_segments(&window, &data, 3);
     let segments = window.since(None, clock::sample());
