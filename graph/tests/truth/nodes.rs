@@ -4,9 +4,9 @@ use super::check::{Nobody, identity};
 use super::world::{Config, World, record};
 use meshdiff_graph::nodes::{Merged, NodeRecording, merge};
 use meshdiff_graph::{Hop, HopInput, MeshGraph};
-use meshdiff_model::{Instants, 
-    ClockAnchor, ClockSample, Crossing, DurationNs, HopSide, JoinOutcome, Message, MonotonicNs, NetnsId, SeqInstant,
-    Side, Socket, SocketCookie, WallTime,
+use meshdiff_model::{
+    ClockAnchor, ClockSample, Crossing, DurationNs, HopSide, Instants, JoinOutcome, Message, MonotonicNs, NetnsId,
+    SeqInstant, Side, Socket, SocketCookie, WallTime,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
