@@ -94,7 +94,7 @@ fn try_lines(r: &AttributedRequest, instants: bool) -> Vec<TryLine<'_>> {
             wait_ns: one.began.zip(before).map(|(began, before)| began - before),
             server: one.server.as_ref().map(|split| ServerHalf { total_ns: split.total(), segments: split.segments() }),
             reason: one.reason,
-            sockets: instants.then(|| Sockets(2, &one.sockets)),
+            sockets: instants.then_some(Sockets(2, &one.sockets)),
         }
     };
     (0..r.tries.len()).map(line).collect()

@@ -1,8 +1,8 @@
 //! Writes a capture.
 
+use crate::column::schema_of;
 use crate::error::{CaptureError, is_full};
 use crate::file::{is_temporary, part_name, part_number, sync_dir, write_whole};
-use crate::column::schema_of;
 use crate::logs::LogTable;
 use crate::meta::{Meta, RecordingState, TableStats};
 use crate::part::Encoder;

@@ -42,10 +42,13 @@ pub struct Setup {
     pub manner: Manner,
 }
 
+/// The parameters of one request for a capture, by name.
+pub type Question = Vec<(String, String)>;
+
 /// A running agent. It ends when it is dropped.
 #[derive(Debug)]
 pub struct Agent {
-    asked: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    asked: Arc<Mutex<Vec<Question>>>,
     end: Option<oneshot::Sender<()>>,
     serving: Option<JoinHandle<()>>,
 }
@@ -53,7 +56,7 @@ pub struct Agent {
 #[derive(Clone)]
 struct Shared {
     setup: Arc<Setup>,
-    asked: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    asked: Arc<Mutex<Vec<Question>>>,
 }
 
 impl Agent {
@@ -79,7 +82,7 @@ impl Agent {
     /// # Panics
     /// If the agent has.
     #[must_use]
-    pub fn asked(&self) -> Vec<Vec<(String, String)>> {
+    pub fn asked(&self) -> Vec<Question> {
         self.asked.lock().expect("no panic").clone()
     }
 }

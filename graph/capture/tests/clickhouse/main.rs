@@ -81,11 +81,11 @@ fn metrics(i: u64) -> SocketMetrics {
     row.write.calls = i;
     row.write.bytes = 100 * i;
     row.rtt.record(i * 1_000);
-    if i % 3 == 0 {
+    if i.is_multiple_of(3) {
         row.write.record_duration(DurationNs(i64::try_from(i * 777).expect("small")), None);
         row.read.record_duration(DurationNs(5_000), Some(DurationNs(0)));
     }
-    if i % 5 == 0 {
+    if i.is_multiple_of(5) {
         row.drops.insert(DropReason("TCP_CSUM".into()), i);
         row.drops.insert(DropReason(format!("a 'reason' of {}", i % 2).into()), 1);
     }
