@@ -34,7 +34,7 @@ pub(crate) struct Merged {
 pub(super) fn read(fetched: Vec<Fetched>) -> anyhow::Result<Merged> {
     let mut captures = Vec::new();
     for Fetched { node, folder } in fetched {
-        let read = || Ok::<_, meshdiff_capture::CaptureError>(Capture::open(&folder)?.read()?);
+        let read = || Capture::open(&folder)?.read();
         let data = read().with_context(|| format!("what the agent on {node} sent"))?;
         // Disks are for what is not in memory yet.
         drop(std::fs::remove_dir_all(&folder));
