@@ -23,6 +23,11 @@ const STREAMING: Verdict = (Segment::ServerApp, Some(Detail::Streaming), Evidenc
 const CLIENT: Verdict = (Segment::ClientApp, None, Evidence::Kernel);
 const UNTOLD: Verdict = (Segment::Transfer, None, Evidence::Bound);
 
+/// What follows from comparing both ends of a way.
+const fn compared((segment, detail, _): Verdict, way: &Way<'_>) -> Verdict {
+    (segment, detail, way.of_both_ends())
+}
+
 /// From the request's head ready at S6 to the response's first byte sent there.
 pub(super) fn until_answered(
     split: AttributionBuilder,
@@ -44,8 +49,10 @@ pub(super) fn until_answered(
         match (request.unread(at), request.in_flight(at)) {
             (Some(false), Some(true)) => (Segment::Transfer, request.hindrance(at), request.certainty(at)),
             // Who answers without more of the request did not wait for it.
-            (Some(false), Some(false)) if request.next_arrival(at).is_none_or(|next| next > to) => SERVER,
-            (Some(false), Some(false)) => CLIENT,
+            (Some(false), Some(false)) if request.next_arrival(at).is_none_or(|next| next > to) => {
+                compared(SERVER, &request)
+            }
+            (Some(false), Some(false)) => compared(CLIENT, &request),
             _ => UNTOLD,
         }
     };
@@ -68,7 +75,7 @@ pub(super) fn until_read(
         (Some(true), _) => CLIENT,
         (Some(false), Some(true)) => (Segment::Transfer, response.hindrance(at), response.certainty(at)),
         // What a proxy answers by itself, or what it does before a server that was not seen, is no application's time.
-        (Some(false), Some(false)) if local => (Segment::Transfer, None, Evidence::Kernel),
+        (Some(false), Some(false)) if local => (Segment::Transfer, None, response.of_both_ends()),
         (Some(false), Some(false)) => next_of_response(&request, &response, at),
         _ => UNTOLD,
     };
@@ -83,11 +90,11 @@ fn next_of_response(request: &Way<'_>, response: &Way<'_>, at: MonotonicNs) -> V
         (None, Some(_)) => false,
     };
     if goes_on || request.complete(at) == Some(true) || request.unread(at) == Some(true) {
-        return STREAMING;
+        return compared(STREAMING, response);
     }
     match (request.unread(at), request.in_flight(at)) {
         (Some(false), Some(true)) => (Segment::Transfer, request.hindrance(at), request.certainty(at)),
-        (Some(false), Some(false)) => CLIENT,
+        (Some(false), Some(false)) => compared(CLIENT, request),
         _ => UNTOLD,
     }
 }

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::attribute::tests::hop;
-use meshdiff_model::{Attribution, DurationNs, Flow, Mark, Progress};
+use meshdiff_model::{Attribution, DurationNs, Flow, Mark, Progress, SocketCookie};
 use proptest::prelude::*;
 use std::sync::Arc;
 
@@ -275,6 +275,27 @@ proptest! {
         let split = split_response(&hop, to);
         let oracle = |at| oracle_response(&request, &response, at);
         judge(&split, FROM, to, &events(&[&request, &response]), oracle, true);
+    }
+
+    /// With the server on another node the same time goes to the same segments, and what comes from comparing both ends is a bound.
+    #[test]
+    fn what_compares_two_nodes_is_a_bound(
+        bodies in (0u64..50_000, 1u64..100_000), there in moves(), back in moves(),
+    ) {
+        let request = Moving::play(bodies.0, FROM, &there, false);
+        let response = Moving::play(bodies.1, FROM, &back, false);
+        let near = recorded(&request, &response, true, &[]);
+        let mut apart = near.clone();
+        for socket in apart.sockets[3..].iter_mut().flatten() {
+            socket.0 += 1 << SocketCookie::NODE_SHIFT;
+        }
+        prop_assert!(!near.is_across_nodes() && apart.is_across_nodes());
+        let to = response.end();
+        let (near, apart) = (split_response(&near, to), split_response(&apart, to));
+        prop_assert_eq!(near.segments(), apart.segments());
+        for span in apart.spans().iter().filter(|s| s.from.0 >= FROM && s.segment == Segment::Transfer) {
+            prop_assert_eq!(span.evidence, Evidence::Bound);
+        }
     }
 
     /// Whatever instants were left out: what is told is still true, and the rest is a bound.

@@ -13,6 +13,7 @@ pub(super) struct Way<'a> {
     heads: Option<[u64; 2]>,
     /// False if the instants of different links cannot be compared.
     one_clock: bool,
+    across_nodes: bool,
     /// It is a stream of HTTP/2: whoever reads its connection may still not let it go on (RFC 9113, section 5.2), which no
     /// instant tells.
     has_window: bool,
@@ -40,7 +41,14 @@ impl<'a> Way<'a> {
             .collect();
         let hindrances = links.iter().map(|flow| Hindrances::of(flow)).collect();
         let heads = heads(&links, logged);
-        Self { links, hindrances, heads, one_clock: one_clock(hop), has_window: hop.http2.is_some() }
+        Self {
+            links,
+            hindrances,
+            heads,
+            one_clock: one_clock(hop),
+            across_nodes: hop.is_across_nodes(),
+            has_window: hop.http2.is_some(),
+        }
     }
 
     fn first(&self) -> &Flow {
@@ -109,7 +117,12 @@ impl<'a> Way<'a> {
     pub(super) fn certainty(&self, at: MonotonicNs) -> Evidence {
         let last = self.last();
         let moves = more(last.sent.at(at), last.ready.at(at)) == Some(true);
-        if self.has_window && !moves { Evidence::Bound } else { Evidence::Kernel }
+        if self.has_window && !moves { Evidence::Bound } else { self.of_both_ends() }
+    }
+
+    /// How certain is what compares an end with the other, as [`Way::in_flight`] does: on one node both were seen by one clock.
+    pub(super) const fn of_both_ends(&self) -> Evidence {
+        if self.across_nodes { Evidence::Bound } else { Evidence::Kernel }
     }
 
     /// True if bytes are under way somewhere, told without comparing positions of different links: sent and not ready, ready and not

@@ -10,6 +10,18 @@ use std::sync::Arc;
 #[serde(transparent)]
 pub struct SocketCookie(pub u64);
 
+impl SocketCookie {
+    /// Kernels count cookies up from 1 and stay below this bit. Where recordings of several nodes are put together, the bits from
+    /// here on number the node.
+    pub const NODE_SHIFT: u32 = 48;
+
+    /// The number of its node among those that were put together; 0 in a recording of one.
+    #[must_use]
+    pub const fn node_number(self) -> u64 {
+        self.0 >> Self::NODE_SHIFT
+    }
+}
+
 /// A network namespace, by the inode number of `/proc/PID/ns/net`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]

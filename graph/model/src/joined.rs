@@ -160,6 +160,13 @@ impl JoinedHop {
     pub fn begins_at_gateway(&self) -> bool {
         self.client_log.as_ref().is_some_and(|l| l.node.is_gateway()) && self.sockets[0].is_none()
     }
+    /// True if its sockets were seen on more than one node: their instants are on one timeline only as well as messages between the nodes
+    /// tell, so what compares both ends is a bound.
+    #[must_use]
+    pub fn is_across_nodes(&self) -> bool {
+        let mut nodes = self.sockets.iter().flatten().map(|s| s.node_number());
+        nodes.next().is_some_and(|first| nodes.any(|n| n != first))
+    }
     /// The response's crossing of a link.
     #[must_use]
     pub const fn response_on(&self, link: Link) -> &Crossing {

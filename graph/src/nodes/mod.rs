@@ -74,9 +74,6 @@ pub struct MergedNode {
     pub reference: bool,
 }
 
-/// Where numbers of this many bits and more begin, the node's own number is put: the kernel counts cookies up from 1.
-const COOKIE_BITS: u32 = 48;
-
 /// A recording that cannot be put together with others.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MergeError {
@@ -93,10 +90,10 @@ pub enum MergeError {
 /// # Errors
 /// If there are more nodes than can be numbered, or if a socket's cookie is none.
 pub fn merge(nodes: Vec<NodeRecording>) -> Result<Merged, MergeError> {
-    if nodes.len() >= 1 << (64 - COOKIE_BITS) {
+    if nodes.len() >= 1 << (u64::BITS - SocketCookie::NODE_SHIFT) {
         return Err(MergeError::TooManyNodes(nodes.len()));
     }
-    let strange = |n: &&NodeRecording| n.sockets.iter().any(|s| s.cookie.0 >> COOKIE_BITS != 0);
+    let strange = |n: &&NodeRecording| n.sockets.iter().any(|s| s.cookie.node_number() != 0);
     if let Some(node) = nodes.iter().find(strange) {
         return Err(MergeError::StrangeCookie(node.name.clone()));
     }
@@ -108,7 +105,7 @@ pub fn merge(nodes: Vec<NodeRecording>) -> Result<Merged, MergeError> {
         let to = Timeline { aligned, clock: &node.clock };
         stepped.extend(Steps::of(&node.clock).spans().map(|(a, b)| (to.wall(a), to.wall(b))));
         let window = (to.instant(node.window.0), to.instant(node.window.1));
-        let base = (index as u64) << COOKIE_BITS;
+        let base = (index as u64) << SocketCookie::NODE_SHIFT;
         let mut own = OfNode { numbers: &mut numbers, netns: BTreeMap::new(), tgid: BTreeMap::new() };
         let namespaces: Vec<NetnsId> = node.namespaces.iter().map(|n| own.netns(*n)).collect();
         merged.all.sockets.extend(node.sockets.into_iter().map(|s| socket(s, base, &to, &mut own)));
