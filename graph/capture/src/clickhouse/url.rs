@@ -54,6 +54,11 @@ impl FromStr for StoreUrl {
         if authority.host().is_empty() {
             return Err(bad("its host is missing"));
         }
+        // A port that is no number is none for `Authority`, and would be taken for the default.
+        let port = authority.port_u16();
+        if port.is_none() && authority.as_str() != authority.host() {
+            return Err(bad("its port is no number from 0 to 65535"));
+        }
         let named = |text: &str, or: &str| {
             let text = decoded(text).map_err(|e| bad(&e))?;
             Ok(if text.is_empty() { or.to_owned() } else { text })
@@ -65,7 +70,7 @@ impl FromStr for StoreUrl {
         }
         Ok(Self {
             host: authority.host().to_owned(),
-            port: authority.port_u16().unwrap_or(if secure { 8443 } else { 8123 }),
+            port: port.unwrap_or(if secure { 8443 } else { 8123 }),
             secure,
             database,
             user: named(user, "default")?,
@@ -163,6 +168,7 @@ mod tests {
             "http://u:hunter2@db",
             "clickhouse://u:hunter2@",
             "clickhouse://u:hunter2@db:port",
+            "clickhouse://u:hunter2@db:65536",
             "clickhouse://u:hunter2@db/a`b",
             "clickhouse://u:hunter2@db/x?secure=perhaps",
             "clickhouse://u:hunter2%ff@db/x",
