@@ -28,7 +28,8 @@ pub(crate) fn socket(cookie: u64, netns: u32, local: &str, remote: &str, (first,
     }
 }
 
-fn message(cookie: u64, direction: Direction, start: u32, len: u32) -> Message {
+/// Bytes of which no instant is known.
+pub(crate) fn message(cookie: u64, direction: Direction, start: u32, len: u32) -> Message {
     Message {
         socket: SocketCookie(cookie),
         direction,

@@ -1,29 +1,13 @@
 use super::*;
-use meshdiff_model::{Content, Direction, Instants, LocalAddr, PeerAddr, SeqInstant, SeqNo, SeqRange};
+use crate::samples;
+use meshdiff_model::{Direction, Instants, SeqInstant, SeqNo};
 
 const S: u64 = 1_000_000_000;
 const WALL: i64 = 1_790_000_000_000_000_000;
 
 fn socket(cookie: u64, local: &str, remote: &str, at: u64) -> Socket {
-    Socket {
-        cookie: SocketCookie(cookie),
-        netns: NetnsId(4_026_532_000),
-        local: LocalAddr(local.parse().expect("an address")),
-        remote: PeerAddr(remote.parse().expect("an address")),
-        owner: Some(Tgid(77)),
-        connect_start: None,
-        established: None,
-        closed: None,
-        first_seen: MonotonicNs(at),
-        last_seen: MonotonicNs(at + 10 * S),
-        srtt: None,
-        lost_events: 0,
-        role: None,
-        handshake: None,
-        connect_error: None,
-        close: None,
-        tls: None,
-    }
+    let sample = samples::socket(cookie, 4_026_532_000, local, remote, (at, at + 10 * S));
+    Socket { owner: Some(Tgid(77)), ..sample }
 }
 
 fn message(cookie: u64, direction: Direction, seq: u32, at: u64) -> Message {
@@ -31,18 +15,9 @@ fn message(cookie: u64, direction: Direction, seq: u32, at: u64) -> Message {
         (direction == wanted).then_some(SeqInstant { seq: SeqNo(seq), at: MonotonicNs(at) }).into_iter().collect()
     };
     Message {
-        socket: SocketCookie(cookie),
-        direction,
-        seq: SeqRange::of(SeqNo(seq), 100),
         sends: instants(Direction::Egress, seq),
         readies: instants(Direction::Ingress, seq.wrapping_add(100)),
-        recvs: Instants::new(),
-        held: Instants::new(),
-        retransmits: Instants::new(),
-        elided: 0,
-        gap_before: false,
-        content: Content::Unknown,
-        head_end: None,
+        ..samples::message(cookie, direction, seq, 100)
     }
 }
 
@@ -85,7 +60,7 @@ fn a_wall_clock_five_minutes_off_is_told_by_the_messages() {
     assert_eq!((a.instants, a.contradiction), (18, DurationNs::ZERO));
     assert_eq!(a.window, b.window, "what happened at once is at once");
     let sent = merged.all.messages[0].sends[0].at;
-    let ready = merged.all.messages.iter().find(|m| m.socket.0 >> 48 == 1).expect("of b").readies[0].at;
+    let ready = merged.all.messages.iter().find(|m| m.socket.node_number() == 1).expect("of b").readies[0].at;
     assert_eq!(ready - sent, DurationNs(100_000));
 }
 
@@ -98,7 +73,10 @@ fn numbers_of_nodes_do_not_meet() {
     assert_ne!(a.owner, b.owner);
     assert_eq!(merged.nodes[1].namespaces, [b.netns]);
     assert_eq!(merged.all.namespaces, [a.netns, b.netns]);
-    let strange = NodeRecording { sockets: vec![socket(1 << 48, "10.0.0.1:1", "10.0.0.2:2", 0)], ..node("x", S, 0) };
+    let strange = NodeRecording {
+        sockets: vec![socket(1 << SocketCookie::NODE_SHIFT, "10.0.0.1:1", "10.0.0.2:2", 0)],
+        ..node("x", S, 0)
+    };
     assert_eq!(merge(vec![strange]).expect_err("no cookie"), MergeError::StrangeCookie("x".to_owned()));
 }
 

@@ -31,7 +31,7 @@ pub(crate) use window::Segment;
 
 use crate::exit::Failure;
 use crate::record::kernel::{self, Gate, KernelSide};
-use crate::record::store::{Item, Pace, Store};
+use crate::record::store::{Item, Pace, Store, forward};
 use crate::record::{self, clock, host};
 use crate::store::SegmentSender;
 use anyhow::Context;
@@ -190,18 +190,9 @@ impl Agent {
         let listen = listener.local_addr().context("the HTTP server's address")?;
         let (end_http, http) = serve_http(listener, app);
 
-        let (batches, mut incoming) = mpsc::channel(64);
+        let (batches, incoming) = mpsc::channel(64);
         let serving = tokio::spawn(server.serve(batches));
-        let forwarding = tokio::spawn({
-            let to_store = to_store.clone();
-            async move {
-                while let Some(batch) = incoming.recv().await {
-                    if to_store.send(Item::AccessLogs(batch)).await.is_err() {
-                        break;
-                    }
-                }
-            }
-        });
+        let forwarding = tokio::spawn(forward(incoming, to_store.clone()));
         let kernel = kernel.map(|k| k.run(to_store.clone())).transpose()?;
         ready.store(true, Relaxed);
         tracing::info!(

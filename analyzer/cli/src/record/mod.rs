@@ -85,18 +85,9 @@ async fn session(
         .spawn(move || store.run(items))
         .context("cannot start a thread")?;
 
-    let (batches, mut incoming) = mpsc::channel(64);
+    let (batches, incoming) = mpsc::channel(64);
     let serving = tokio::spawn(server.serve(batches));
-    let forwarding = tokio::spawn({
-        let to_store = to_store.clone();
-        async move {
-            while let Some(batch) = incoming.recv().await {
-                if to_store.send(Item::AccessLogs(batch)).await.is_err() {
-                    break;
-                }
-            }
-        }
-    });
+    let forwarding = tokio::spawn(store::forward(incoming, to_store.clone()));
     let kernel = kernel.map(|k| k.run(to_store.clone())).transpose()?;
 
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for Ctrl-C")?;

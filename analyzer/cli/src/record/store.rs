@@ -74,6 +74,15 @@ impl Item {
     }
 }
 
+/// Hands the server's batches to the store, until either of them ends.
+pub(crate) async fn forward(mut batches: mpsc::Receiver<AlsBatch>, store: mpsc::Sender<Item>) {
+    while let Some(batch) = batches.recv().await {
+        if store.send(Item::AccessLogs(batch)).await.is_err() {
+            break;
+        }
+    }
+}
+
 /// What progress shows.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
