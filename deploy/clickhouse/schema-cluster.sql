@@ -247,7 +247,7 @@ CREATE TABLE IF NOT EXISTS `proxies_local` ON CLUSTER '{cluster}' (
     `version` Nullable(String) CODEC(ZSTD(1)) COMMENT 'Canonical revision.',
     `cluster_id` Nullable(String) CODEC(ZSTD(1)) COMMENT 'Kubernetes cluster (`CLUSTER_ID`).',
     `node_name` Nullable(String) CODEC(ZSTD(1)) COMMENT 'Kubernetes node (`NODE_NAME`).',
-    `locality` Nullable(String) CODEC(ZSTD(1)) COMMENT '`region/zone`.',
+    `locality` Nullable(String) CODEC(ZSTD(1)) COMMENT '`region/zone/sub_zone` of the Node\'s locality.',
     `istio_version` Nullable(String) CODEC(ZSTD(1)) COMMENT '`ISTIO_VERSION`.',
     `envoy_version` Nullable(String) CODEC(ZSTD(1)) COMMENT 'Envoy\'s own version.',
     `interception_mode` Nullable(String) CODEC(ZSTD(1)) COMMENT '`REDIRECT`, `TPROXY` or `NONE`.',

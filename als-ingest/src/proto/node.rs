@@ -6,7 +6,7 @@ use crate::stats::Tally;
 use envoy_types::pb::envoy::config::core::v3::{Node, node::UserAgentVersionType};
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::Identifier;
 use envoy_types::pb::google::protobuf::{Struct, value::Kind};
-use meshdiff_model::{NodeId, Proxy, ProxyKind};
+use meshdiff_model::{Locality, NodeId, Proxy, ProxyKind, SERVICE_LABELS, VERSION_LABELS};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -68,9 +68,8 @@ fn proxy_from_node(node: &Node, peer: Option<IpAddr>, tally: &mut Tally) -> Prox
         read_metadata(metadata, &mut proxy, tally);
     }
     if let Some(locality) = &node.locality {
-        let place = [&*locality.region, &*locality.zone].into_iter().filter(|p| !p.is_empty());
-        let place = place.collect::<Vec<_>>().join("/");
-        proxy.locality = (!place.is_empty()).then(|| kept(&place, MAX_TEXT, tally));
+        let place = Locality::of(&locality.region, &locality.zone, &locality.sub_zone);
+        proxy.locality = place.map(|place| kept(&place.to_string(), MAX_TEXT, tally));
     }
     proxy.envoy_version = match &node.user_agent_version_type {
         Some(UserAgentVersionType::UserAgentVersion(text)) if !text.is_empty() => Some(kept(text, MAX_TEXT, tally)),
@@ -125,10 +124,9 @@ fn read_metadata(metadata: &Struct, proxy: &mut Proxy, tally: &mut Tally) {
     }
     match metadata.fields.get("LABELS").and_then(|v| v.kind.as_ref()) {
         Some(Kind::StructValue(labels)) => {
-            // Istio's order of preference for a canonical service and revision (`pkg/model`, `CanonicalServiceName`).
             let mut first = |keys: [&str; 3]| keys.into_iter().find_map(|key| label(labels, key, tally));
-            proxy.service = first(["service.istio.io/canonical-name", "app.kubernetes.io/name", "app"]);
-            proxy.version = first(["service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"]);
+            proxy.service = first(SERVICE_LABELS);
+            proxy.version = first(VERSION_LABELS);
             proxy.labels = all_labels(labels, tally);
         }
         None | Some(Kind::NullValue(_)) => {}
@@ -259,6 +257,18 @@ mod tests {
         assert_eq!(proxy.envoy_version.as_deref(), Some("1.40.0"));
         assert_eq!(proxy.labels.len(), 3);
         assert_eq!(tally.invalid_fields.iter().sum::<u64>(), 0);
+    }
+
+    #[test]
+    fn the_parts_of_a_locality_stay_apart() {
+        let place = |region: &str, zone: &str, sub_zone: &str| {
+            let locality =
+                Locality { region: region.to_owned(), zone: zone.to_owned(), sub_zone: sub_zone.to_owned() };
+            read(Node { id: "n".to_owned(), locality: Some(locality), ..Default::default() }).0.locality
+        };
+        assert_eq!(place("eu", "eu-1", "rack-7").as_deref(), Some("eu/eu-1/rack-7"));
+        assert_eq!(place("", "eu-1", "").as_deref(), Some("/eu-1"), "a zone is no region");
+        assert_eq!(place("", "", ""), None);
     }
 
     #[test]

@@ -122,17 +122,24 @@ fn workload(informers: &Informers, ip: &str) -> Option<String> {
 async fn a_node_s_agent_follows_its_pods_and_asks_for_nothing_else() {
     let (server, client) = start().await;
     server.list("pods", vec![object("pod-sidecar")]);
+    server.list("nodes", vec![object("node")]);
     let informers = Informers::with_client(&client, Scope::Node("worker-1".into()));
     assert!(informers.wait(PATIENCE).await, "{:?}", informers.trouble());
+    let record = informers.read(|c| c.records(WallTime(0))).pop().expect("the pod");
+    assert_eq!(record.locality.and_then(|l| l.zone).as_deref(), Some("zone-b"), "its node's");
     assert_eq!(workload(&informers, "10.244.1.7").as_deref(), Some("reviews-v1"), "by the hash of its template");
-    until("watched", || server.watchers() == 1).await;
+    until("watched", || server.watchers() == 2).await;
     server.tell("pods", "ADDED", object("pod-native-sidecar"));
     until("the second pod", || workload(&informers, "10.244.1.8").is_some()).await;
     server.tell("pods", "DELETED", object("pod-sidecar"));
     until("the first pod's end", || workload(&informers, "10.244.1.7").is_none()).await;
     assert_eq!(informers.status(), Status::Synced);
     let asked = server.asked.lock().expect("alive").clone();
-    assert!(asked.iter().all(|a| a.contains("/pods ") && a.contains("spec.nodeName=worker-1")), "{asked:?}");
+    let own = |a: &String| {
+        (a.contains("/pods ") && a.contains("spec.nodeName=worker-1"))
+            || (a.contains("/nodes ") && a.contains("metadata.name=worker-1"))
+    };
+    assert!(asked.iter().all(own), "{asked:?}");
 }
 
 #[tokio::test]
@@ -148,7 +155,14 @@ async fn workloads_services_and_nodes_of_the_whole_cluster() {
     assert!(informers.trouble().is_empty());
     let found = informers.read(|c| c.workload_at("10.244.1.7".parse().expect("an address"), now())).expect("known");
     assert_eq!((found.workload.as_deref(), found.service.as_deref()), (Some("reviews-canary"), Some("reviews")));
-    assert_eq!(informers.read(|c| c.node("worker-1").and_then(|n| n.region.clone())).as_deref(), Some("region-1"));
+    assert_eq!(
+        informers.read(|c| c.node("worker-1").and_then(|n| n.locality.clone()?.region)).as_deref(),
+        Some("region-1")
+    );
+    let records = informers.read(|c| c.records(WallTime(0)));
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!((records[0].workload.as_str(), records[0].workload_kind.as_str()), ("reviews-canary", "Rollout"));
+    assert_eq!(records[0].locality.as_ref().and_then(|l| l.zone.as_deref()), Some("zone-b"));
     until("watched", || server.watchers() == 5).await;
     server.tell("services", "DELETED", object("service"));
     until("the service's end", || {

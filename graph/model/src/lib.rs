@@ -22,6 +22,7 @@ mod life;
 mod log_batch;
 mod message;
 mod metrics;
+mod pod;
 mod process;
 mod proxy;
 mod segment;
@@ -52,6 +53,7 @@ pub use log_batch::{
 };
 pub use message::{Content, Direction, Message, SeqInstant};
 pub use metrics::{DropReason, IoMetrics, Metric, SocketMetrics};
+pub use pod::{Fact, Locality, NotKnown, PodFacts, PodRecord, SERVICE_LABELS, Tenure, VERSION_LABELS};
 pub use process::{Process, ProcessRole};
 pub use proxy::{Proxy, ProxyKind, Workload, WorkloadSource};
 pub use segment::{Segment, SegmentMap};

@@ -48,7 +48,7 @@ pub struct Proxy {
     pub cluster_id: Option<String>,
     /// Kubernetes node (`NODE_NAME`).
     pub node_name: Option<String>,
-    /// `region/zone` of the Node's locality, where it says.
+    /// `region/zone/sub_zone` of the Node's locality, where it says: see [`Locality`](crate::Locality).
     pub locality: Option<String>,
     /// `ISTIO_VERSION`.
     pub istio_version: Option<String>,

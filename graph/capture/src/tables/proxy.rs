@@ -25,7 +25,8 @@ impl Row for Proxy {
             opt_text("version", |p: &Self| p.version.as_deref()).doc("Canonical revision."),
             opt_text("cluster_id", |p: &Self| p.cluster_id.as_deref()).doc("Kubernetes cluster (`CLUSTER_ID`)."),
             opt_text("node_name", |p: &Self| p.node_name.as_deref()).doc("Kubernetes node (`NODE_NAME`)."),
-            opt_text("locality", |p: &Self| p.locality.as_deref()).doc("`region/zone`."),
+            opt_text("locality", |p: &Self| p.locality.as_deref())
+                .doc("`region/zone/sub_zone` of the Node's locality."),
             opt_text("istio_version", |p: &Self| p.istio_version.as_deref()).doc("`ISTIO_VERSION`."),
             opt_text("envoy_version", |p: &Self| p.envoy_version.as_deref()).doc("Envoy's own version."),
             opt_text("interception_mode", |p: &Self| p.interception_mode.as_deref())

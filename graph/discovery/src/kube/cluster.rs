@@ -2,7 +2,9 @@
 
 use super::holders::Holders;
 use super::objects::{Controller, Node, Pod, Service};
-use meshdiff_model::{WallTime, Workload, WorkloadSource, normalise_ip};
+use meshdiff_model::{
+    Locality, PodRecord, SERVICE_LABELS, VERSION_LABELS, WallTime, Workload, WorkloadSource, normalise_ip,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -29,16 +31,16 @@ impl Cluster {
     pub(crate) fn put_pod(&mut self, pod: Pod) {
         if let Some(old) = self.pods.remove(&pod.uid) {
             self.holders.remove(&old);
-            self.ended -= usize::from(old.until.is_some());
+            self.ended -= usize::from(old.tenure.until.is_some());
             let mut pod = pod;
             if pod.addresses.is_empty() {
                 // A pod that ends loses its addresses before it goes; it had them all the same.
                 pod.addresses = old.addresses;
             }
             // The first end that was told is the nearest to the truth.
-            pod.until = old.until.or(pod.until);
-            if old.from_is_exact && !pod.from_is_exact {
-                (pod.from, pod.from_is_exact) = (old.from, true);
+            pod.tenure.until = old.tenure.until.or(pod.tenure.until);
+            if old.tenure.from_is_exact && !pod.tenure.from_is_exact {
+                (pod.tenure.from, pod.tenure.from_is_exact) = (old.tenure.from, true);
             }
             return self.insert(pod);
         }
@@ -46,7 +48,7 @@ impl Cluster {
     }
 
     fn insert(&mut self, pod: Pod) {
-        self.ended += usize::from(pod.until.is_some());
+        self.ended += usize::from(pod.tenure.until.is_some());
         self.holders.add(&pod);
         self.pods.insert(pod.uid.clone(), pod);
     }
@@ -54,9 +56,9 @@ impl Cluster {
     /// Takes note of a pod's end.
     pub(crate) fn end_pod(&mut self, uid: &str, at: WallTime) {
         if let Some(pod) = self.pods.get_mut(uid)
-            && pod.until.is_none()
+            && pod.tenure.until.is_none()
         {
-            pod.until = Some(at);
+            pod.tenure.until = Some(at);
             self.ended += 1;
         }
         self.forget(at);
@@ -72,7 +74,7 @@ impl Cluster {
         let mut ended: Vec<(WallTime, String)> = if self.ended == 0 {
             vec![]
         } else {
-            self.pods.values().filter_map(|p| Some((p.until?, p.uid.clone()))).collect()
+            self.pods.values().filter_map(|p| Some((p.tenure.until?, p.uid.clone()))).collect()
         };
         ended.sort_unstable();
         let too_many = ended.len().saturating_sub(MOST_ENDED);
@@ -172,25 +174,66 @@ impl Cluster {
     /// The workload of a pod: the Deployment, StatefulSet, DaemonSet, Job or CronJob that made it; itself, if nothing did.
     #[must_use]
     pub fn workload_of(&self, pod: &Pod) -> Workload {
-        let name = match &pod.controller {
-            // The mirror of a static pod: its node is no workload.
-            Some(c) if c.kind == "Node" => &pod.name,
-            Some(c) => match self.makers.get(&c.uid) {
-                Some(maker) => &maker.name,
-                None => pod.deployment_by_hash().unwrap_or(&c.name),
-            },
-            None => &pod.name,
-        };
-        let mut services = self.services.values().filter(|s| s.selects(pod));
-        // Of several services nobody knows which one was meant.
-        let service = services.next().filter(|_| services.next().is_none());
+        let (_, name) = self.maker_of(pod);
         Workload {
             namespace: Some(pod.namespace.clone()),
             workload: Some(name.to_owned()),
-            service: service.map(|s| s.name.clone()),
+            service: self.service_of(pod).map(|s| s.name.clone()),
             pod: Some(pod.name.clone()),
             address: pod.addresses.first().map(ToString::to_string),
             source: WorkloadSource::Kubernetes,
+        }
+    }
+
+    /// Kind and name of what made a pod, through a ReplicaSet or a Job to what made that.
+    fn maker_of<'a>(&'a self, pod: &'a Pod) -> (&'a str, &'a str) {
+        match &pod.controller {
+            // The mirror of a static pod: its node is no workload.
+            Some(c) if c.kind == "Node" => ("Pod", &pod.name),
+            Some(c) => match self.makers.get(&c.uid) {
+                Some(maker) => (&maker.kind, &maker.name),
+                None => {
+                    let deployment = pod.deployment_by_hash().map(|name| ("Deployment", name));
+                    let cron_job = || pod.cron_job_by_minute().map(|name| ("CronJob", name));
+                    deployment.or_else(cron_job).unwrap_or((&c.kind, &c.name))
+                }
+            },
+            None => ("Pod", &pod.name),
+        }
+    }
+
+    /// The service behind which a pod is. Of several nobody knows which one was meant.
+    fn service_of(&self, pod: &Pod) -> Option<&Service> {
+        let mut services = self.services.values().filter(|s| s.selects(pod));
+        services.next().filter(|_| services.next().is_none())
+    }
+
+    /// What a capture keeps of the pods that have addresses of their own and had them at some time since an instant, in order of namespace,
+    /// name and identity.
+    #[must_use]
+    pub fn records(&self, since: WallTime) -> Vec<PodRecord> {
+        let then = |pod: &&Pod| !pod.addresses.is_empty() && pod.tenure.until.is_none_or(|until| since <= until);
+        let mut records: Vec<PodRecord> = self.pods.values().filter(then).map(|pod| self.record(pod)).collect();
+        records.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
+        records
+    }
+
+    fn record(&self, pod: &Pod) -> PodRecord {
+        let (kind, name) = self.maker_of(pod);
+        let label = |keys: [&str; 3]| keys.into_iter().find_map(|key| pod.labels.get(key).cloned());
+        let of_node = || self.node(pod.node.as_deref()?)?.locality.clone();
+        PodRecord {
+            uid: pod.uid.clone(),
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            addresses: pod.addresses.clone(),
+            workload: name.to_owned(),
+            workload_kind: kind.to_owned(),
+            service: self.service_of(pod).map(|s| s.name.clone()).or_else(|| label(SERVICE_LABELS)),
+            version: label(VERSION_LABELS),
+            node: pod.node.clone(),
+            locality: Locality::of_labels(&pod.labels).or_else(of_node),
+            tenure: pod.tenure,
         }
     }
 }
@@ -230,6 +273,32 @@ mod tests {
     }
 
     #[test]
+    fn a_cron_job_is_told_by_the_minute_in_its_jobs_name() {
+        let mut cluster = Cluster::default();
+        // Minute 29,916,666 began in second 1,794,999,960.
+        cluster.put_pod(pod("mail-29916666-zzz", "10.0.0.1", Some(("Job", "mail-29916666")), 1_794_999_990));
+        // A date, a number of somebody's own, and one of another time are parts of a name.
+        cluster.put_pod(pod("import-20261123-zzz", "10.0.0.2", Some(("Job", "import-20261123")), 1_794_999_990));
+        cluster.put_pod(pod("mail-29916667-zzz", "10.0.0.3", Some(("Job", "mail-29916667")), 1_700_000_000));
+        let names = ["1", "2", "3"].map(|n| name(&cluster, &format!("10.0.0.{n}"), 1_795_000_000).expect("known"));
+        assert_eq!(names, ["mail", "import-20261123", "mail-29916667"]);
+    }
+
+    #[test]
+    fn records_are_of_the_pods_of_a_time() {
+        let mut cluster = Cluster::default();
+        cluster.put_pod(pod("b", "10.0.0.1", None, 100));
+        cluster.put_pod(pod("a", "10.0.0.2", None, 100));
+        let mut host = pod("host", "10.0.0.3", None, 100);
+        host.addresses.clear();
+        cluster.put_pod(host);
+        cluster.end_pod("uid-b", at(200));
+        let names = |since: i64| cluster.records(at(since)).into_iter().map(|r| r.name).collect::<Vec<_>>();
+        assert_eq!((names(150), names(201)), (vec!["a".to_owned(), "b".to_owned()], vec!["a".to_owned()]));
+        assert_eq!(cluster.records(at(0))[0].workload_kind, "Pod");
+    }
+
+    #[test]
     fn an_address_belongs_to_one_pod_after_the_other() {
         let mut cluster = Cluster::default();
         cluster.put_pod(pod("old", "10.0.0.1", None, 100));
@@ -252,7 +321,7 @@ mod tests {
         cluster.end_pod("uid-old", at(500));
         // Both seem to have it, and nobody knows since when the later one really does.
         assert_eq!(name(&cluster, "10.0.0.1", 200), None);
-        new.from_is_exact = true;
+        new.tenure.from_is_exact = true;
         cluster.put_pod(new);
         assert_eq!(name(&cluster, "10.0.0.1", 200).as_deref(), Some("new"));
         assert_eq!(name(&cluster, "10.0.0.1", 149).as_deref(), Some("old"));
@@ -287,7 +356,7 @@ mod tests {
         cluster.put_pod(pod("a", "10.0.0.1", None, 100));
         let mut over = pod("a", "10.0.0.1", None, 100);
         over.addresses.clear();
-        over.until = Some(at(200));
+        over.tenure.until = Some(at(200));
         cluster.put_pod(over);
         assert_eq!(name(&cluster, "10.0.0.1", 150).as_deref(), Some("a"));
         assert_eq!(name(&cluster, "10.0.0.1", 201), None);
@@ -297,7 +366,7 @@ mod tests {
     fn objects_are_understood_as_the_api_server_gives_them() {
         let mut cluster = Cluster::default();
         let reviews = Pod::of(samples::object("pod-sidecar"), at(0)).expect("a pod");
-        assert!(reviews.has_sidecar && reviews.from_is_exact && !reviews.host_network);
+        assert!(reviews.has_sidecar && reviews.tenure.from_is_exact && !reviews.host_network);
         assert_eq!(reviews.addresses, [ip("10.244.1.7"), ip("fd00:10:244:1::7")]);
         assert_eq!(reviews.node.as_deref(), Some("worker-1"));
         let native = Pod::of(samples::object("pod-native-sidecar"), at(0)).expect("a pod");
@@ -305,13 +374,16 @@ mod tests {
         let system = Pod::of(samples::object("pod-host-network"), at(0)).expect("a pod");
         assert!(system.host_network && !system.has_sidecar && system.addresses.is_empty());
         let over = Pod::of(samples::object("pod-job-over"), at(0)).expect("a pod");
-        assert_eq!(over.until.map(|u| u.0 / 1_000_000_000), Some(1_795_000_120));
+        assert_eq!(over.tenure.until.map(|u| u.0 / 1_000_000_000), Some(1_795_000_120));
         cluster.put_service(Service::of(samples::object("service")).expect("a service"));
         cluster.put_node(Node::of(samples::object("node")).expect("a node"));
         let workload = cluster.workload_of(&reviews);
         assert_eq!((workload.workload.as_deref(), workload.service.as_deref()), (Some("reviews-v1"), Some("reviews")));
         assert_eq!(cluster.service_at(ip("10.96.44.3")).map(|s| s.name.as_str()), Some("reviews"));
-        assert_eq!(cluster.node("worker-1").and_then(|n| n.zone.as_deref()), Some("zone-b"));
+        let record = cluster.record(&reviews);
+        assert_eq!((record.workload.as_str(), record.workload_kind.as_str()), ("reviews-v1", "Deployment"));
+        assert_eq!(record.locality.and_then(|l| l.zone).as_deref(), Some("zone-b"), "by its node's labels");
+        assert_eq!((record.node.as_deref(), record.service.as_deref()), (Some("worker-1"), Some("reviews")));
         cluster.remove_service(&("default".into(), "reviews".into()));
         assert_eq!(cluster.service_at(ip("10.96.44.3")), None);
     }

@@ -1,7 +1,7 @@
 //! Which pods held an address, one after the other.
 
 use super::objects::Pod;
-use meshdiff_model::WallTime;
+use meshdiff_model::{Tenure, WallTime};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -28,22 +28,14 @@ impl Holders {
     }
 
     /// The pods that may have held an address at an instant: one, unless it passed from one to the next at that time.
-    ///
-    /// A pod's end is learned late (its deletion is seen when the API server tells of it). But two pods never have one address at once: if
-    /// a later one's network was there, the earlier one's was gone.
     pub(super) fn at<'p>(&self, ip: IpAddr, at: WallTime, pods: &'p BTreeMap<String, Pod>) -> Vec<&'p Pod> {
-        let held = |p: &&Pod| p.from.is_none_or(|from| from <= at) && p.until.is_none_or(|until| at <= until);
-        let mut found: Vec<&Pod> =
-            self.0.get(&ip).into_iter().flatten().filter_map(|uid| pods.get(uid)).filter(held).collect();
-        if let Some(latest) = found.iter().filter(|p| p.from_is_exact).map(|p| p.from).max() {
-            found.retain(|p| p.from >= latest);
-        }
-        found
+        let of_address = self.0.get(&ip).into_iter().flatten().filter_map(|uid| pods.get(uid));
+        Tenure::at(at, of_address, |pod| pod.tenure)
     }
 
     /// The pod that has an address now: of several that are not known to have ended, the one that came last.
     pub(super) fn now<'p>(&self, ip: IpAddr, pods: &'p BTreeMap<String, Pod>) -> Option<&'p Pod> {
         let of_address = self.0.get(&ip).into_iter().flatten().filter_map(|uid| pods.get(uid));
-        of_address.filter(|p| p.until.is_none()).max_by_key(|p| p.from)
+        of_address.filter(|p| p.tenure.until.is_none()).max_by_key(|p| p.tenure.from)
     }
 }

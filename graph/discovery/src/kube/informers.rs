@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 /// What is to be known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The pods of one node. What made them is told from the pods alone, so that a thousand agents do not watch everything.
+    /// The pods of one node, and that node. What made them is told from the pods alone, so that a thousand agents do not watch everything.
     Node(String),
     /// Pods, what made them, and services of these namespaces, and all nodes.
     Namespaces(Vec<String>),
@@ -87,10 +87,14 @@ impl Informers {
         });
         let mut tasks = JoinSet::new();
         let all = || vec![None];
-        let (namespaces, pods, rest) = match scope {
-            Scope::Node(node) => (all(), Config::default().fields(&format!("spec.nodeName={node}")), false),
-            Scope::Namespaces(list) => (list.into_iter().map(Some).collect(), Config::default(), true),
-            Scope::All => (all(), Config::default(), true),
+        let every = Config::default;
+        let (namespaces, pods, nodes, rest) = match scope {
+            Scope::Node(node) => {
+                let field = |name: &str| every().fields(&format!("{name}={node}"));
+                (all(), field("spec.nodeName"), field("metadata.name"), false)
+            }
+            Scope::Namespaces(list) => (list.into_iter().map(Some).collect(), every(), every(), true),
+            Scope::All => (all(), every(), every(), true),
         };
         let mut wanted: BTreeMap<&'static str, usize> = BTreeMap::new();
         for namespace in &namespaces {
@@ -99,22 +103,21 @@ impl Informers {
             let stream = watcher(api::<core::Pod>(client, namespace), pods.clone());
             tasks.spawn(follow(Arc::clone(&shared), PODS, stream, Pods::new(mine.clone())));
             if rest {
-                let config = Config::default;
-                let sets = watcher(api::<PartialObjectMeta<ReplicaSet>>(client, namespace), config());
+                let sets = watcher(api::<PartialObjectMeta<ReplicaSet>>(client, namespace), every());
                 tasks.spawn(follow(Arc::clone(&shared), "replicasets", sets, Makers));
-                let jobs = watcher(api::<PartialObjectMeta<Job>>(client, namespace), config());
+                let jobs = watcher(api::<PartialObjectMeta<Job>>(client, namespace), every());
                 tasks.spawn(follow(Arc::clone(&shared), "jobs", jobs, Makers));
-                let services = watcher(api::<core::Service>(client, namespace), config());
+                let services = watcher(api::<core::Service>(client, namespace), every());
                 tasks.spawn(follow(Arc::clone(&shared), "services", services, Services::new(mine)));
             }
         }
         wanted.insert(PODS, namespaces.len());
         if rest {
             wanted.extend(["replicasets", "jobs", "services"].map(|resource| (resource, namespaces.len())));
-            wanted.insert("nodes", 1);
-            let nodes = watcher(Api::<core::Node>::all(client.clone()), Config::default());
-            tasks.spawn(follow(Arc::clone(&shared), "nodes", nodes, Nodes::default()));
         }
+        wanted.insert("nodes", 1);
+        let nodes = watcher(Api::<core::Node>::all(client.clone()), nodes);
+        tasks.spawn(follow(Arc::clone(&shared), "nodes", nodes, Nodes::default()));
         Self { shared, wanted, _tasks: tasks }
     }
 

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
-use meshdiff_model::{WallTime, normalise_ip};
+use meshdiff_model::{Locality, Tenure, WallTime, normalise_ip};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -45,12 +45,10 @@ pub struct Pod {
     pub controller: Option<Controller>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// From when its addresses were its own; by the clock of its node.
-    pub from: Option<WallTime>,
-    /// `from` is the instant at which it had its network, and not an earlier one.
-    pub from_is_exact: bool,
-    /// Until when; `None` while it runs.
-    pub until: Option<WallTime>,
+    /// When it was made.
+    pub created: Option<WallTime>,
+    /// From when its addresses were its own, and until when; by the clock of its node.
+    pub tenure: Tenure,
 }
 
 /// A service.
@@ -73,11 +71,14 @@ pub struct Node {
     pub name: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// `topology.kubernetes.io/zone`.
-    pub zone: Option<String>,
-    /// `topology.kubernetes.io/region`.
-    pub region: Option<String>,
+    /// Its region and zone, by its labels.
+    pub locality: Option<Locality>,
 }
+
+/// A minute, which is what CronJobs are scheduled by.
+const MINUTE_NS: i64 = 60 * 1_000_000_000;
+/// How much later than it was scheduled a CronJob's pod is made at most, with its retries; beyond that it counts as a coincidence.
+const LATEST_JOB_NS: i64 = 24 * 60 * MINUTE_NS;
 
 impl Pod {
     /// What is kept of a pod; `None` for one without name or identity, which no API server gives.
@@ -102,7 +103,8 @@ impl Pod {
         let has_sidecar = containers.into_iter().any(|c| c.name == SIDECAR);
         let networked = status.conditions.iter().flatten().find(|c| c.type_ == HAS_NETWORK && c.status == "True");
         let networked = networked.and_then(|c| c.last_transition_time.as_ref()).map(wall);
-        let started = status.start_time.as_ref().or(metadata.creation_timestamp.as_ref()).map(wall);
+        let created = metadata.creation_timestamp.as_ref().map(wall);
+        let started = status.start_time.as_ref().map(wall).or(created);
         let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let until = over.then(|| finished(&status).unwrap_or(seen));
         Some(Self {
@@ -115,9 +117,8 @@ impl Pod {
             has_sidecar,
             controller: controller(&metadata),
             labels: metadata.labels.unwrap_or_default(),
-            from: networked.or(started),
-            from_is_exact: networked.is_some(),
-            until,
+            created,
+            tenure: Tenure { from: networked.or(started), from_is_exact: networked.is_some(), until },
         })
     }
 
@@ -126,6 +127,16 @@ impl Pod {
         let replica_set = self.controller.as_ref().filter(|c| c.kind == "ReplicaSet")?;
         let hash = self.labels.get(TEMPLATE_HASH).filter(|h| !h.is_empty())?;
         replica_set.name.strip_suffix(hash.as_str())?.strip_suffix('-').filter(|name| !name.is_empty())
+    }
+
+    /// The CronJob of a Job's pod, told from the pod alone: the Job is named after it, with the minute for which it was scheduled
+    /// (`getJobName` in Kubernetes' `pkg/controller/cronjob`). A number that is not the minute at which the pod was made says nothing.
+    pub(crate) fn cron_job_by_minute(&self) -> Option<&str> {
+        let job = self.controller.as_ref().filter(|c| c.kind == "Job")?;
+        let (name, minute) = job.name.rsplit_once('-').filter(|(name, _)| !name.is_empty())?;
+        let scheduled = minute.parse::<i64>().ok()?.checked_mul(MINUTE_NS)?;
+        let late = self.created?.0.checked_sub(scheduled)?;
+        (-MINUTE_NS..=LATEST_JOB_NS).contains(&late).then_some(name)
     }
 }
 
@@ -154,14 +165,12 @@ impl Service {
 
 impl Node {
     pub(crate) fn of(node: core::Node) -> Option<Self> {
-        let label = |name: &str| node.metadata.labels.as_ref()?.get(name).cloned();
-        let (zone, region) = (label("topology.kubernetes.io/zone"), label("topology.kubernetes.io/region"));
+        let locality = node.metadata.labels.as_ref().and_then(Locality::of_labels);
         let list = node.status.and_then(|s| s.addresses).unwrap_or_default();
         Some(Self {
             addresses: list.iter().filter_map(|a| address(&a.address)).collect(),
             name: node.metadata.name?,
-            zone,
-            region,
+            locality,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Objects for tests.
 
 use super::objects::{Controller, Pod};
-use meshdiff_model::WallTime;
+use meshdiff_model::{Tenure, WallTime};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -28,9 +28,8 @@ pub(super) fn pod(name: &str, ip: &str, controller: Option<(&str, &str)>, from: 
             uid: format!("uid-{name}"),
         }),
         labels,
-        from: Some(at(from)),
-        from_is_exact: false,
-        until: None,
+        created: Some(at(from)),
+        tenure: Tenure { from: Some(at(from)), from_is_exact: false, until: None },
     }
 }
 
