@@ -3,7 +3,10 @@
 //!
 //! ```text
 //! cargo run -p meshdiff-als --example throughput -- [SECONDS]
+//! cargo run -p meshdiff-als --example throughput -- SECONDS RECEIVER BATCH STREAMS
 //! ```
+//!
+//! The second form runs one receiver alone (`ours`, `ours-columns`, `generated`, `generated-columns`) in a thread of the name `receiver`, for a profiler.
 //!
 //! What is compared takes turns within one run, in rounds, and the medians of the rounds are compared: what else the machine does meets
 //! all of them. Each comparison has a control, the same against itself, which says how far two equal medians lie apart.
@@ -59,6 +62,9 @@ enum Receiver {
 fn main() -> anyhow::Result<()> {
     let seconds = std::env::args().nth(1).map(|s| s.parse()).transpose()?.unwrap_or(3);
     let time = Duration::from_secs(seconds);
+    if let Some(receiver) = std::env::args().nth(2) {
+        return alone(&receiver, time);
+    }
     for entries in BATCHES {
         compare(&batch(entries)?, entries, time);
     }
@@ -68,6 +74,22 @@ fn main() -> anyhow::Result<()> {
             servers(&message, entries, streams, time / ROUNDS)?;
         }
     }
+    Ok(())
+}
+
+/// One receiver, for a profiler.
+fn alone(receiver: &str, time: Duration) -> anyhow::Result<()> {
+    let receiver = match receiver {
+        "ours" => Receiver::Ours,
+        "ours-columns" => Receiver::OursToColumns,
+        "generated" => Receiver::Generated,
+        "generated-columns" => Receiver::GeneratedToColumns,
+        other => anyhow::bail!("no receiver is called {other:?}"),
+    };
+    let number = |n, or| std::env::args().nth(n).map_or(Ok(or), |a| a.parse());
+    let (entries, streams) = (number(3, 25)?, number(4, 1)?);
+    let (ns, shed) = serve(receiver, &batch(entries)?, entries, streams, time)?;
+    println!("{entries} a message, {streams} streams: {ns:.0} ns of CPU an entry, {shed} shed");
     Ok(())
 }
 
@@ -113,7 +135,8 @@ fn serve(
 ) -> anyhow::Result<(f64, u64)> {
     let (listening, bound) = std::sync::mpsc::channel();
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = std::thread::spawn(move || -> anyhow::Result<(Duration, u64, u64)> {
+    let thread = std::thread::Builder::new().name("receiver".to_owned());
+    let serving = thread.spawn(move || -> anyhow::Result<(Duration, u64, u64)> {
         one_thread()?.block_on(async move {
             let (taken, shed) = match receiver {
                 Receiver::Generated | Receiver::GeneratedToColumns => {
@@ -126,7 +149,7 @@ fn serve(
             };
             Ok((thread_cpu_time()?, taken, shed))
         })
-    });
+    })?;
     let uri = format!("http://{}", bound.recv()?);
     one_thread()?.block_on(send(uri, message.clone(), streams, time))?;
     drop(stop);

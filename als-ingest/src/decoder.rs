@@ -127,6 +127,13 @@ impl StreamDecoder {
     pub fn stats(&self) -> AlsStats {
         self.stream.counters.snapshot((0, 0), 0)
     }
+
+    /// How many entries were of a kind that was known by its bytes: for tests, which have to meet such entries too.
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn found(&self) -> u64 {
+        self.decoder.found()
+    }
 }
 
 /// The same by way of prost's messages: the tests' oracle, and to be measured against.

@@ -16,7 +16,9 @@ use std::pin::pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codec::{EncodeBody, EncodeBuf, Encoder, SingleMessageCompressionOverride};
@@ -39,6 +41,10 @@ const TAKEN: usize = 64;
 /// Entries after which a batch is handed on. A row is about 150 bytes: so many stay in the processor's cache until the next one has taken
 /// them, and their memory is given back to be used again rather than to the kernel.
 const BATCH: usize = 512;
+
+/// How long a batch waits for more entries: handing on costs as much as decoding several of them, and nobody waits for a single one
+/// (Envoy itself flushes once a second).
+const LINGER: Duration = Duration::from_millis(5);
 
 /// Where streams put what they received. There only while the receiver serves.
 #[derive(Clone, Debug)]
@@ -257,7 +263,25 @@ fn take(shared: &Shared, identity: &mut Identity, found: Found, queue: &mpsc::Un
 async fn decode(shared: Arc<Shared>, sink: mpsc::Sender<AlsBatch>, mut queue: mpsc::UnboundedReceiver<Queued>) {
     let mut work = Work { decoder: EntryDecoder::new(), proxy: None, tally: Tally::default(), rooms: Vec::new() };
     let mut taken = Vec::with_capacity(TAKEN);
-    while queue.recv_many(&mut taken, TAKEN).await > 0 {
+    let mut due = pin!(tokio::time::sleep(LINGER));
+    loop {
+        let more = if work.is_empty() {
+            let more = queue.recv_many(&mut taken, TAKEN).await;
+            due.as_mut().reset(Instant::now() + LINGER);
+            more
+        } else {
+            tokio::select! {
+                biased;
+                more = queue.recv_many(&mut taken, TAKEN) => more,
+                () = &mut due => {
+                    work.hand_on(&shared, &sink).await;
+                    continue;
+                }
+            }
+        };
+        if more == 0 {
+            break;
+        }
         for Queued { message, from, room } in taken.drain(..) {
             if from.new && shared.announce(&from.proxy) {
                 // A batch has room for one proxy.
@@ -276,10 +300,6 @@ async fn decode(shared: Arc<Shared>, sink: mpsc::Sender<AlsBatch>, mut queue: mp
                 work.hand_on(&shared, &sink).await;
             }
         }
-        // While more waits, a batch may grow: what comes after it costs less the larger it is.
-        if queue.is_empty() {
-            work.hand_on(&shared, &sink).await;
-        }
         // A queue that is never empty must not keep its thread from the streams.
         tokio::task::consume_budget().await;
     }
@@ -296,6 +316,11 @@ struct Work {
 }
 
 impl Work {
+    /// True if nothing waits to be handed on.
+    fn is_empty(&self) -> bool {
+        self.proxy.is_none() && self.rooms.is_empty()
+    }
+
     async fn hand_on(&mut self, shared: &Shared, sink: &mpsc::Sender<AlsBatch>) {
         let batch = AlsBatch { proxy: self.proxy.take(), rows: self.decoder.take() };
         let mut tally = std::mem::take(&mut self.tally);

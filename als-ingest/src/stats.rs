@@ -90,11 +90,15 @@ impl Tally {
         self.marked = true;
         self.invalid_entries[kind as usize] += 1;
     }
+    /// How many fields were wrong.
+    pub(crate) fn faults(&self) -> u64 {
+        if self.marked { self.invalid_fields.iter().sum() } else { 0 }
+    }
     /// Adds the wrong fields to those of another, and returns how many they are.
     pub(crate) fn fields(&self, to: &mut Self) -> u64 {
         to.marked |= self.marked;
         to.invalid_fields.iter_mut().zip(self.invalid_fields).for_each(|(to, n)| *to += n);
-        self.invalid_fields.iter().sum()
+        self.faults()
     }
 }
 

@@ -1,8 +1,10 @@
 //! Access log entries into the rows of a [`LogBatch`].
 
 use super::details::{self, EncodedPeer};
+use super::known::KnownKinds;
 use super::reader::{Reader, Undecodable};
 use super::rows::Rows;
+use super::skim::Skim;
 use super::view::{self, Address, Common, Message, Tls};
 use super::{EntryKind, InvalidEntry, InvalidField, side, time};
 use crate::intern::{Memo, cut};
@@ -79,7 +81,7 @@ pub(super) fn log_type(access_log_type: i32, intermediate: bool, tally: &mut Tal
 /// The type of a terminal entry, else what it is counted as.
 ///
 /// Envoys before 1.26 have no types, and say with `intermediate_log_entry` alone that an entry is not the last.
-fn terminal(access_log_type: i32, intermediate: bool) -> Result<AccessLogType, LogType> {
+pub(super) fn terminal(access_log_type: i32, intermediate: bool) -> Result<AccessLogType, LogType> {
     Err(match WireType::try_from(access_log_type) {
         Ok(WireType::NotSet) if intermediate => LogType::Intermediate,
         Ok(WireType::NotSet) => return Ok(AccessLogType::NotSet),
@@ -104,7 +106,8 @@ fn terminal(access_log_type: i32, intermediate: bool) -> Result<AccessLogType, L
 /// Turns entries into the rows of a batch.
 #[derive(Debug)]
 pub(crate) struct EntryDecoder {
-    rows: Rows,
+    pub(super) rows: Rows,
+    pub(super) kinds: KnownKinds,
     tls: Memo<Option<Arc<HopTls>>>,
     peers: Memo<Option<Arc<Peer>>>,
     key: Vec<u8>,
@@ -112,7 +115,18 @@ pub(crate) struct EntryDecoder {
 
 impl EntryDecoder {
     pub(crate) fn new() -> Self {
-        Self { rows: Rows::new(), tls: Memo::new(REMEMBERED), peers: Memo::new(REMEMBERED), key: Vec::new() }
+        Self {
+            rows: Rows::new(),
+            kinds: KnownKinds::new(),
+            tls: Memo::new(REMEMBERED),
+            peers: Memo::new(REMEMBERED),
+            key: Vec::new(),
+        }
+    }
+
+    /// How often an entry was of a kind that was known.
+    pub(crate) const fn found(&self) -> u64 {
+        self.kinds.found
     }
 
     /// How many rows there are.
@@ -142,6 +156,23 @@ impl EntryDecoder {
         proxy: &Proxy,
         tally: &mut Tally,
     ) -> Result<bool, InvalidEntry> {
+        let mut skim = Skim::default();
+        if skim.read(kind, bytes).is_err() {
+            return self.whole(kind, bytes, proxy, tally);
+        }
+        if let Some(terminal) = self.known(&skim, proxy, tally) {
+            return Ok(terminal);
+        }
+        let faults = tally.faults();
+        let terminal = self.whole(kind, bytes, proxy, tally)?;
+        if tally.faults() == faults {
+            self.learn(&skim);
+        }
+        Ok(terminal)
+    }
+
+    /// The same with all fields looked at.
+    fn whole(&mut self, kind: EntryKind, bytes: &[u8], proxy: &Proxy, tally: &mut Tally) -> Result<bool, InvalidEntry> {
         let undecodable = |Undecodable| InvalidEntry::Undecodable;
         match kind {
             EntryKind::Http => {
@@ -156,20 +187,8 @@ impl EntryDecoder {
                     kind.method = self.rows.text_at(name);
                 }
                 kind.authority = self.rows.name(request.authority, tally);
-                let path = request.path.split(['?', '#']).next().unwrap_or_default();
-                row.path = self.rows.text(path, MAX_PATH, tally);
-                // For HTTP Envoy's stream id is the request id (`stream_info.getStreamIdProvider()`).
-                let stream = shortened(common.stream_id, MAX_ID, tally);
-                let id = shortened(request.request_id, MAX_ID, tally).or(stream);
-                row.request_id = id.map_or(LogId::None, |id| match uuid_of(id.as_bytes()) {
-                    Some(uuid) => LogId::Uuid(uuid),
-                    None => LogId::Text(self.rows.text_at(id)),
-                });
-                row.stream_id = match stream {
-                    None => LogStreamId::None,
-                    same if same == id => LogStreamId::Same,
-                    Some(other) => LogStreamId::Text(self.rows.text_at(other)),
-                };
+                row.path = self.rows.text(without_query(request.path), MAX_PATH, tally);
+                (row.request_id, row.stream_id) = self.ids(request.request_id, common.stream_id, tally);
                 let response = &entry.response;
                 kind.response_code = response_code(response.response_code.0, tally);
                 kind.response_code_details = self.rows.name(response.response_code_details, tally);
@@ -190,15 +209,36 @@ impl EntryDecoder {
                 let common = entry.common.as_ref().ok_or(InvalidEntry::MissingCommonProperties)?;
                 let tls = self.tls(common.tls_properties.as_ref(), tally).map_err(undecodable)?;
                 let (kind, mut sizes, mut row) = self.common(common, HopProtocol::Tcp, tls, proxy, tally)?;
-                if let Some(id) = shortened(common.stream_id, MAX_ID, tally) {
-                    row.stream_id = LogStreamId::Text(self.rows.text_at(id));
-                }
+                row.stream_id = self.stream_id(common.stream_id, tally);
                 sizes.request_body = entry.connection.received_bytes;
                 sizes.response_body = entry.connection.sent_bytes;
                 self.rows.push(&kind, &sizes, row);
                 Ok(kind.access_log_type.is_terminal())
             }
         }
+    }
+
+    /// The ids of an HTTP entry.
+    pub(super) fn ids(&mut self, request: &str, stream: &str, tally: &mut Tally) -> (LogId, LogStreamId) {
+        // For HTTP Envoy's stream id is the request id (`stream_info.getStreamIdProvider()`).
+        let stream = shortened(stream, MAX_ID, tally);
+        let id = shortened(request, MAX_ID, tally).or(stream);
+        let request_id = id.map_or(LogId::None, |id| match uuid_of(id.as_bytes()) {
+            Some(uuid) => LogId::Uuid(uuid),
+            None => LogId::Text(self.rows.text_at(id)),
+        });
+        let stream_id = match stream {
+            None => LogStreamId::None,
+            same if same == id => LogStreamId::Same,
+            Some(other) => LogStreamId::Text(self.rows.text_at(other)),
+        };
+        (request_id, stream_id)
+    }
+
+    /// The id of a TCP entry.
+    pub(super) fn stream_id(&mut self, stream: &str, tally: &mut Tally) -> LogStreamId {
+        let id = shortened(stream, MAX_ID, tally);
+        id.map_or(LogStreamId::None, |id| LogStreamId::Text(self.rows.text_at(id)))
     }
 
     /// What entries of both kinds have in common. Nothing can go wrong with it any more.
@@ -358,6 +398,13 @@ fn spans(common: &Common<'_>, tally: &mut Tally) -> ([i64; 8], u8) {
         }
     }
     (spans, present)
+}
+
+/// A path up to its query or fragment.
+#[inline]
+pub(super) fn without_query(path: &str) -> &str {
+    let end = path.bytes().position(|byte| matches!(byte, b'?' | b'#'));
+    end.map_or(path, |end| &path[..end])
 }
 
 /// The status code; `None` for Envoy's 0, which says that no response began.

@@ -6,7 +6,9 @@
 mod address;
 mod details;
 mod entry;
+mod fast;
 mod flags;
+mod known;
 mod node;
 mod oracle;
 mod peer;
@@ -14,6 +16,7 @@ mod reader;
 mod rows;
 mod schema;
 mod side;
+mod skim;
 mod time;
 mod view;
 mod wire;

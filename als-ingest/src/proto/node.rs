@@ -262,8 +262,7 @@ mod tests {
     #[test]
     fn the_parts_of_a_locality_stay_apart() {
         let place = |region: &str, zone: &str, sub_zone: &str| {
-            let locality =
-                Locality { region: region.to_owned(), zone: zone.to_owned(), sub_zone: sub_zone.to_owned() };
+            let locality = Locality { region: region.to_owned(), zone: zone.to_owned(), sub_zone: sub_zone.to_owned() };
             read(Node { id: "n".to_owned(), locality: Some(locality), ..Default::default() }).0.locality
         };
         assert_eq!(place("eu", "eu-1", "rack-7").as_deref(), Some("eu/eu-1/rack-7"));

@@ -22,6 +22,8 @@ const SIZES: usize = 256;
 #[derive(Debug)]
 pub(super) struct Rows {
     pub(super) batch: LogBatch,
+    /// Which batch it is, of all there were.
+    pub(super) number: u64,
     /// Who sends what comes next.
     pub(super) node: Place,
     texts: Places<Arc<str>>,
@@ -35,6 +37,7 @@ impl Rows {
     pub(super) fn new() -> Self {
         Self {
             batch: LogBatch::default(),
+            number: 1,
             node: Place::NONE,
             texts: Places::new(TEXTS),
             ips: Places::new(IPS),
@@ -63,12 +66,20 @@ impl Rows {
         self.kinds.forget();
         self.sizes.forget();
         self.flags.clear();
+        self.number += 1;
         self.node = Place::NONE;
         std::mem::replace(&mut self.batch, next)
     }
 
     #[inline]
     pub(super) fn push(&mut self, kind: &LogKind, sizes: &LogSizes, row: LogRow) {
+        let (kind, sizes) = (self.kind(kind), self.sizes(sizes));
+        self.batch.rows.push(LogRow { kind, sizes, ..row });
+    }
+
+    /// The index of a kind.
+    #[inline]
+    pub(super) fn kind(&mut self, kind: &LogKind) -> u32 {
         let hash = mix([
             u64::from(kind.upstream_cluster.number()) << 32 | u64::from(kind.authority.number()),
             u64::from(kind.downstream_local.0.number()) << 32 | u64::from(kind.upstream_remote.0.number()),
@@ -76,12 +87,16 @@ impl Rows {
             u64::from(kind.response_code.unwrap_or_default()) << 32 | u64::from(kind.response_code_details.number()),
             u64::from(kind.downstream_local.1) << 32 | u64::from(kind.route_name.number()),
         ]);
-        let kind = self.kinds.find(hash, kind, &mut self.batch.kinds);
+        self.kinds.find(hash, kind, &mut self.batch.kinds).number() - 1
+    }
+
+    /// The index of sizes.
+    #[inline]
+    pub(super) fn sizes(&mut self, sizes: &LogSizes) -> u32 {
         let [sent, received, up_sent, up_received, ..] = sizes.counts;
         let hash =
             mix([sizes.request_body, sizes.response_body, sent, received, up_sent ^ up_received.rotate_left(32)]);
-        let sizes = self.sizes.find(hash, sizes, &mut self.batch.sizes);
-        self.batch.rows.push(LogRow { kind: kind.number() - 1, sizes: sizes.number() - 1, ..row });
+        self.sizes.find(hash, sizes, &mut self.batch.sizes).number() - 1
     }
 
     /// A text that has its length already.

@@ -31,7 +31,8 @@ pub(super) fn side(
     })
 }
 
-fn by_cluster(cluster: &str) -> Option<Side> {
+/// The side that the name of a cluster tells.
+pub(super) fn by_cluster(cluster: &str) -> Option<Side> {
     // `outbound_.9080_._.host` are the gateways' clusters for SNI routing, `inbound-vip|…` the waypoints'; older Istios
     // have `InboundPassthroughClusterIpv4` and `…Ipv6`.
     let starts = |prefixes: &[&str]| prefixes.iter().any(|p| cluster.starts_with(p));

@@ -6,14 +6,14 @@
 mod address;
 mod parts;
 
-pub(super) use address::Address;
-pub(super) use parts::Tls;
+pub(super) use address::{Address, address_parts, plain_address};
+pub(super) use parts::{Tags, Tls, is_peer_entry};
 
 use super::reader::{Key, Reader, Undecodable};
 use super::schema;
 use address::merge_address;
 use envoy_types::pb::google::protobuf::{Duration, Timestamp};
-use parts::{FilterState, Tags};
+use parts::FilterState;
 
 /// A message of which some fields are kept.
 pub(super) trait Message<'a>: Default {
@@ -314,19 +314,26 @@ impl Message<'_> for Code {
 /// Merges a span. Most are below a second: nanoseconds and nothing else.
 #[inline(always)]
 fn merge_span(to: &mut Option<Duration>, key: Key, reader: &mut Reader<'_>) -> Result<(), Undecodable> {
-    const NANOS: u8 = 2 << 3;
     let again = reader.message(key)?;
-    if to.is_none() {
-        let low = |byte: u8, at: u32| i32::from(byte & 0x7f) << (7 * at);
-        let nanos = match *again.rest() {
-            [NANOS, a, b, c, d] if a & b & c >= 0x80 && d < 0x80 => low(a, 0) | low(b, 1) | low(c, 2) | low(d, 3),
-            [NANOS, a, b, c] if a & b >= 0x80 && c < 0x80 => low(a, 0) | low(b, 1) | low(c, 2),
-            _ => return merge_slowly(to, again),
-        };
+    if to.is_none()
+        && let Some(nanos) = span_nanos(again.rest())
+    {
         *to = Some(Duration { seconds: 0, nanos });
         return Ok(());
     }
     merge_slowly(to, again)
+}
+
+/// The nanoseconds of a span that has nothing else, as most do; `None` for others. They are less than a second.
+#[inline(always)]
+pub(super) fn span_nanos(span: &[u8]) -> Option<i32> {
+    const NANOS: u8 = 2 << 3;
+    let low = |byte: u8, at: u32| i32::from(byte & 0x7f) << (7 * at);
+    match *span {
+        [NANOS, a, b, c, d] if a & b & c >= 0x80 && d < 0x80 => Some(low(a, 0) | low(b, 1) | low(c, 2) | low(d, 3)),
+        [NANOS, a, b, c] if a & b >= 0x80 && c < 0x80 => Some(low(a, 0) | low(b, 1) | low(c, 2)),
+        _ => None,
+    }
 }
 
 #[inline(never)]

@@ -28,24 +28,28 @@ impl Place {
     /// # Panics
     /// If a list has four billion members, which no batch has.
     #[must_use]
+    #[inline]
     pub fn at(index: usize) -> Self {
         Self(u32::try_from(index + 1).expect("a batch's lists are short"))
     }
 
     /// The index, if there is one.
     #[must_use]
+    #[inline]
     pub const fn index(self) -> Option<usize> {
         if self.0 == 0 { None } else { Some(self.0 as usize - 1) }
     }
 
     /// 0 for no place, else the index and one.
     #[must_use]
+    #[inline]
     pub const fn number(self) -> u32 {
         self.0
     }
 
     /// What is there.
     #[must_use]
+    #[inline]
     pub fn of<T>(self, list: &[T]) -> Option<&T> {
         list.get(self.index()?)
     }
@@ -203,6 +207,7 @@ impl LogBatch {
 
     /// The kind of a row.
     #[must_use]
+    #[inline]
     pub fn kind(&self, row: &LogRow) -> &LogKind {
         &self.kinds[row.kind as usize]
     }

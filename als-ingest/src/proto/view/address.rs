@@ -128,7 +128,15 @@ pub(super) fn merge_address<'a>(
 
 /// `socket_address { address: "10.0.0.1" port_value: 80 }`, byte for byte; `None` for whatever is not that.
 #[inline(always)]
-fn plain_address(bytes: &[u8]) -> Option<Address<'_>> {
+pub(in crate::proto) fn plain_address(bytes: &[u8]) -> Option<Address<'_>> {
+    let (ip, port) = address_parts(bytes)?;
+    // What is an address is ASCII.
+    Some(Address::Plain(ip, SocketAddrV4::new(address::ipv4(ip)?, port)))
+}
+
+/// The text and the port of an address in that shape. The text is not looked at.
+#[inline(always)]
+pub(in crate::proto) fn address_parts(bytes: &[u8]) -> Option<(&[u8], u16)> {
     const SOCKET_ADDRESS: u8 = 1 << 3 | 2;
     const ADDRESS: u8 = 2 << 3 | 2;
     const PORT_VALUE: u8 = 3 << 3;
@@ -145,6 +153,5 @@ fn plain_address(bytes: &[u8]) -> Option<Address<'_>> {
         [PORT_VALUE, a, b, c] if a & b >= 0x80 && c < 4 => low(a) | low(b) << 7 | low(c) << 14,
         _ => return None,
     };
-    // What is an address is ASCII.
-    Some(Address::Plain(ip, SocketAddrV4::new(address::ipv4(ip)?, port)))
+    Some((ip, port))
 }

@@ -111,6 +111,25 @@ impl<'a> FilterState<'a> {
     }
 }
 
+/// If an entry of `filter_state_objects` could be a peer. One that begins with the name of a peer is not read any further.
+///
+/// # Errors
+/// If prost would refuse one of which all was read.
+#[inline]
+pub(in crate::proto) fn is_peer_entry(entry: Reader<'_>) -> Result<bool, Undecodable> {
+    const KEY: u8 = 1 << 3 | 2;
+    let named =
+        |name: &[u8]| [DOWNSTREAM_PEERS, UPSTREAM_PEERS].as_flattened().iter().any(|key| key.as_bytes() == name);
+    if let [KEY, len @ ..0x80, ref rest @ ..] = *entry.rest()
+        && rest.get(..usize::from(len)).is_some_and(named)
+    {
+        return Ok(true);
+    }
+    let mut whole = AnyEntry::default();
+    whole.merge(entry)?;
+    Ok(named(whole.key.as_bytes()))
+}
+
 /// An entry of a `map<string, Any>`.
 #[derive(Debug, Default)]
 struct AnyEntry<'a> {
@@ -143,7 +162,7 @@ impl<'a> Message<'a> for EncodedPeer<'a> {
 pub(in crate::proto) struct Tags<'a>(pub(in crate::proto) [Option<&'a str>; TAGS.len()]);
 
 impl<'a> Tags<'a> {
-    pub(super) fn entry(&mut self, reader: Reader<'a>) -> Result<(), Undecodable> {
+    pub(in crate::proto) fn entry(&mut self, reader: Reader<'a>) -> Result<(), Undecodable> {
         let mut entry = TextEntry::default();
         entry.merge(reader)?;
         if let Some(at) = TAGS.iter().position(|&key| key == entry.key) {

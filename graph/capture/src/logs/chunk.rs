@@ -18,7 +18,9 @@ pub(super) struct Values {
     /// Plain values of the dictionary and how many they are; none without one.
     pub(super) dictionary: Option<(Vec<u8>, u32)>,
     /// Levels and values.
-    pub(super) data: Vec<u8>,
+    pub(super) data: Bytes,
+    /// Columns of one table that have the same number here have the same levels and values, which are compressed once.
+    pub(super) shared: Option<usize>,
     /// How the values are encoded.
     pub(super) encoding: Encoding,
     /// How many levels there are: one for each row and for each further item of a list.
@@ -52,12 +54,19 @@ impl Levels<'_> {
 /// Writes column chunks; keeps the compressor's memory.
 pub(super) struct Chunks {
     zstd: zstd::bulk::Compressor<'static>,
+    /// Data that several columns have, compressed.
+    shared: Vec<Option<Bytes>>,
 }
 
 impl Chunks {
     pub(super) fn new() -> Result<Self> {
         let zstd = zstd::bulk::Compressor::new(LEVEL).map_err(external)?;
-        Ok(Self { zstd })
+        Ok(Self { zstd, shared: Vec::new() })
+    }
+
+    /// Forgets what columns of the last table shared.
+    pub(super) fn begin(&mut self) {
+        self.shared.clear();
     }
 
     /// Appends the next column to a row group.
@@ -68,9 +77,10 @@ impl Chunks {
         rows: usize,
         values: Values,
     ) -> Result<()> {
-        let Values { dictionary, data, encoding, levels, compress } = values;
+        let Values { dictionary, data, shared, encoding, levels, compress } = values;
         let raw = data.len() + dictionary.as_ref().map_or(0, |(plain, _)| plain.len());
-        let compressed = if compress { Some(self.compress(dictionary.as_ref().map(|d| &*d.0), &data)?) } else { None };
+        let compressed =
+            if compress { Some(self.compress(dictionary.as_ref().map(|d| &*d.0), &data, shared)?) } else { None };
         // A reader has to undo it: a few percent are not worth that.
         let compressed = compressed.filter(|(d, v)| d.as_ref().map_or(0, Vec::len) + v.len() < raw - raw / 16);
         let codec = match compressed {
@@ -96,7 +106,7 @@ impl Chunks {
             dictionary_at = Some(offset(spec.offset)?);
         }
         let page = Page::DataPage {
-            buf: data.into(),
+            buf: data,
             num_values: u32::try_from(levels).map_err(external)?,
             encoding,
             def_level_encoding: Encoding::RLE,
@@ -130,9 +140,22 @@ impl Chunks {
         group.append_column(&Bytes::from(bytes), close)
     }
 
-    fn compress(&mut self, dictionary: Option<&[u8]>, data: &[u8]) -> Result<(Option<Vec<u8>>, Vec<u8>)> {
+    fn compress(
+        &mut self,
+        dictionary: Option<&[u8]>,
+        data: &[u8],
+        shared: Option<usize>,
+    ) -> Result<(Option<Vec<u8>>, Bytes)> {
         let dictionary = dictionary.map(|plain| self.zstd.compress(plain)).transpose().map_err(external)?;
-        Ok((dictionary, self.zstd.compress(data).map_err(external)?))
+        if let Some(known) = shared.and_then(|n| self.shared.get(n)?.clone()) {
+            return Ok((dictionary, known));
+        }
+        let data = Bytes::from(self.zstd.compress(data).map_err(external)?);
+        if let Some(n) = shared {
+            self.shared.resize(self.shared.len().max(n + 1), None);
+            self.shared[n] = Some(data.clone());
+        }
+        Ok((dictionary, data))
     }
 }
 

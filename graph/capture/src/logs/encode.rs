@@ -8,6 +8,7 @@ use crate::names::Named;
 use crate::part::CHECKSUM_KEY;
 use crate::table::Table;
 use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
 use meshdiff_model::{HopTags, LogKind, LogSizes, Place, PlacedAddr};
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::basic::{Encoding, LogicalType, Type as Physical};
@@ -66,10 +67,12 @@ impl LogTable {
     /// The rows as a Parquet file, in order of their start.
     pub(crate) fn encode(&mut self) -> Result<Vec<u8>> {
         let rows = self.len();
-        self.rows.sort();
+        self.rows.sort(&mut self.scratch);
         let format = &self.format;
         let properties = if rows == 0 { &format.first } else { &format.properties };
         let mut file = SerializedFileWriter::new(Vec::new(), Arc::clone(&format.root), Arc::clone(properties))?;
+        self.pages.get_mut().known.clear();
+        self.chunks.begin();
         if rows > 0 {
             let mut group = file.next_row_group()?;
             for column in self.format.columns.clone() {
@@ -220,13 +223,13 @@ impl LogTable {
         plain: impl Fn(T, &mut Vec<u8>),
     ) -> Values {
         let kinds = self.kinds.list();
-        dictionary_of(required, kinds.iter().map(get), &self.rows.kind, plain)
+        self.dictionary_of(required, kinds.iter().map(get), Of::Kinds, plain)
     }
 
     fn size(&self, required: bool, get: impl Fn(&LogSizes) -> Option<u64>) -> Values {
         let sizes = self.sizes.list();
         let plain = |size: u64, out: &mut Vec<u8>| out.extend_from_slice(&size.to_le_bytes());
-        dictionary_of(required, sizes.iter().map(get), &self.rows.sizes, plain)
+        self.dictionary_of(required, sizes.iter().map(get), Of::Sizes, plain)
     }
 
     fn count(&self, required: bool, n: usize) -> Values {
@@ -254,7 +257,14 @@ impl LogTable {
             let levels: Vec<u32> = rows.iter().map(|n| u32::from(*n > 0)).collect();
             Levels::Each(&levels).append(rows.len(), &mut data);
             rows.iter().filter(|n| **n > 0).for_each(|n| data.extend_from_slice(&uuids[*n as usize - 1]));
-            return Values { dictionary: None, data, encoding: Encoding::PLAIN, levels: rows.len(), compress: false };
+            return Values {
+                dictionary: None,
+                data: data.into(),
+                shared: None,
+                encoding: Encoding::PLAIN,
+                levels: rows.len(),
+                compress: false,
+            };
         }
         let values = dictionary(required, rows, uuids.len(), |n, out| out.extend_from_slice(&uuids[n]));
         // Random numbers: only what points to them could be made smaller.
@@ -278,7 +288,7 @@ impl LogTable {
         }
         // Number 0 is for rows without tags.
         let names = std::iter::once(None).chain(self.tags.iter().map(|t| t.upstream_protocol.map(|p| p.name())));
-        dictionary_of(required, names, &self.rows.tags, plain_text)
+        self.dictionary_of(required, names, Of::Tags, plain_text)
     }
 
     /// A list in each row.
@@ -289,7 +299,14 @@ impl LogTable {
             // Repetition levels, then definition levels: a list without items each.
             Levels::All(false).append(rows.len(), &mut data);
             Levels::All(false).append(rows.len(), &mut data);
-            return Values { dictionary: None, data, encoding: Encoding::PLAIN, levels: rows.len(), compress: false };
+            return Values {
+                dictionary: None,
+                data: data.into(),
+                shared: None,
+                encoding: Encoding::PLAIN,
+                levels: rows.len(),
+                compress: false,
+            };
         }
         let (mut known, mut plain) = (Map::default(), Vec::new());
         let (mut repeated, mut defined, mut indices) = (Vec::new(), Vec::new(), Vec::new());
@@ -315,7 +332,118 @@ impl LogTable {
         let count = u32::try_from(known.len()).unwrap_or(u32::MAX);
         append_indices(&indices, count, &mut data);
         let levels = repeated.len();
-        Values { dictionary: Some((plain, count)), data, encoding: Encoding::RLE_DICTIONARY, levels, compress: true }
+        Values {
+            dictionary: Some((plain, count)),
+            data: data.into(),
+            shared: None,
+            encoding: Encoding::RLE_DICTIONARY,
+            levels,
+            compress: true,
+        }
+    }
+
+    /// The column of what rows point to: `values[of[row]]`.
+    fn dictionary_of<T: Copy + Eq + std::hash::Hash>(
+        &self,
+        required: bool,
+        values: impl Iterator<Item = Option<T>>,
+        of: Of,
+        plain: impl Fn(T, &mut Vec<u8>),
+    ) -> Values {
+        let rows = match of {
+            Of::Kinds => &self.rows.kind,
+            Of::Sizes => &self.rows.sizes,
+            Of::Tags => &self.rows.tags,
+        };
+        let mut known: Map<T, u32> = Map::default();
+        let mut distinct = Vec::new();
+        let numbers: Vec<u32> = values
+            .map(|value| {
+                let Some(value) = value else { return 0 };
+                *known.entry(value).or_insert_with(|| {
+                    distinct.push(value);
+                    u32::try_from(distinct.len()).unwrap_or(u32::MAX)
+                })
+            })
+            .collect();
+        // All alike: no row need be looked at.
+        if let [first, rest @ ..] = &numbers[..]
+            && rest.iter().all(|n| n == first)
+        {
+            return match distinct.first() {
+                Some(value) => {
+                    let mut bytes = Vec::new();
+                    plain(*value, &mut bytes);
+                    constant(required, rows.len(), bytes)
+                }
+                None => absent(rows.len()),
+            };
+        }
+        let mut bytes = Vec::new();
+        distinct.iter().for_each(|value| plain(*value, &mut bytes));
+        let count = u32::try_from(distinct.len()).unwrap_or(u32::MAX);
+        let (shared, data) = self.pages.borrow_mut().page(of, required, numbers, rows);
+        Values {
+            dictionary: Some((bytes, count)),
+            data,
+            shared: Some(shared),
+            encoding: Encoding::RLE_DICTIONARY,
+            levels: rows.len(),
+            compress: true,
+        }
+    }
+}
+
+/// What a column depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    Kinds,
+    Sizes,
+    Tags,
+}
+
+/// Data pages of columns that depend on the same of their rows. Where two of them tell the same rows apart (the cluster and the
+/// authority, mostly), only their dictionaries differ.
+#[derive(Default)]
+pub(super) struct Pages {
+    known: Vec<Page>,
+    indices: Vec<u32>,
+}
+
+struct Page {
+    of: Of,
+    required: bool,
+    /// For each value that a row can point to its number in the dictionary, from 1; 0 is none.
+    numbers: Vec<u32>,
+    data: Bytes,
+}
+
+impl Pages {
+    /// A page and its number.
+    fn page(&mut self, of: Of, required: bool, numbers: Vec<u32>, rows: &[u32]) -> (usize, Bytes) {
+        let same = |page: &Page| page.of == of && page.required == required && page.numbers == numbers;
+        if let Some(known) = self.known.iter().position(same) {
+            return (known, self.known[known].data.clone());
+        }
+        let mut data = Vec::with_capacity(rows.len() * 2 + 64);
+        let indices = &mut self.indices;
+        indices.clear();
+        if numbers.contains(&0) {
+            indices.extend(rows.iter().map(|n| u32::from(numbers[*n as usize] > 0)));
+            Levels::Each(indices).append(rows.len(), &mut data);
+            indices.clear();
+            indices.extend(rows.iter().filter_map(|n| numbers[*n as usize].checked_sub(1)));
+        } else {
+            if !required {
+                Levels::All(true).append(rows.len(), &mut data);
+            }
+            indices.extend(rows.iter().map(|n| numbers[*n as usize] - 1));
+        }
+        let count = numbers.iter().max().copied().unwrap_or_default();
+        append_indices(indices, count, &mut data);
+        let data = Bytes::from(data);
+        self.known.push(Page { of, required, numbers, data: data.clone() });
+        (self.known.len() - 1, data)
     }
 }
 
@@ -332,7 +460,14 @@ fn plain_ip(ip: Option<&IpAddr>, out: &mut Vec<u8>) {
 fn absent(rows: usize) -> Values {
     let mut data = Vec::new();
     Levels::All(false).append(rows, &mut data);
-    Values { dictionary: None, data, encoding: Encoding::PLAIN, levels: rows, compress: false }
+    Values {
+        dictionary: None,
+        data: data.into(),
+        shared: None,
+        encoding: Encoding::PLAIN,
+        levels: rows,
+        compress: false,
+    }
 }
 
 /// Numbers as differences, those of `levels` that are there.
@@ -345,14 +480,28 @@ fn delta(required: bool, rows: usize, levels: Option<&[u32]>, values: &[i64], co
         levels.map_or(Levels::All(true), Levels::Each).append(rows, &mut data);
     }
     pack::delta(values, &mut data);
-    Values { dictionary: None, data, encoding: Encoding::DELTA_BINARY_PACKED, levels: rows, compress }
+    Values {
+        dictionary: None,
+        data: data.into(),
+        shared: None,
+        encoding: Encoding::DELTA_BINARY_PACKED,
+        levels: rows,
+        compress,
+    }
 }
 
 fn flags(values: impl ExactSizeIterator<Item = bool>) -> Values {
     let rows = values.len();
     let mut data = vec![0; rows.div_ceil(8)];
     values.enumerate().filter(|(_, set)| *set).for_each(|(n, _)| data[n / 8] |= 1 << (n % 8));
-    Values { dictionary: None, data, encoding: Encoding::PLAIN, levels: rows, compress: true }
+    Values {
+        dictionary: None,
+        data: data.into(),
+        shared: None,
+        encoding: Encoding::PLAIN,
+        levels: rows,
+        compress: true,
+    }
 }
 
 fn ports(required: bool, ports: &[u16], there: impl Fn(usize) -> bool) -> Values {
@@ -360,57 +509,6 @@ fn ports(required: bool, ports: &[u16], there: impl Fn(usize) -> bool) -> Values
     dictionary(required, &numbers, 1 << 16, |port, out| {
         out.extend_from_slice(&u32::try_from(port).unwrap_or_default().to_le_bytes());
     })
-}
-
-/// The column of what rows point to: `values[of[row]]`.
-fn dictionary_of<T: Copy + Eq + std::hash::Hash>(
-    required: bool,
-    values: impl Iterator<Item = Option<T>>,
-    of: &[u32],
-    plain: impl Fn(T, &mut Vec<u8>),
-) -> Values {
-    let mut known: Map<T, u32> = Map::default();
-    let mut distinct = Vec::new();
-    let numbers: Vec<u32> = values
-        .map(|value| {
-            let Some(value) = value else { return 0 };
-            *known.entry(value).or_insert_with(|| {
-                distinct.push(value);
-                u32::try_from(distinct.len()).unwrap_or(u32::MAX)
-            })
-        })
-        .collect();
-    // All alike: no row need be looked at.
-    if let [first, rest @ ..] = &numbers[..]
-        && rest.iter().all(|n| n == first)
-    {
-        return match distinct.first() {
-            Some(value) => {
-                let mut bytes = Vec::new();
-                plain(*value, &mut bytes);
-                constant(required, of.len(), bytes)
-            }
-            None => absent(of.len()),
-        };
-    }
-    let mut bytes = Vec::new();
-    distinct.iter().for_each(|value| plain(*value, &mut bytes));
-    let mut data = Vec::with_capacity(of.len() * 2 + 64);
-    let mut indices = Vec::with_capacity(of.len());
-    if numbers.contains(&0) {
-        let levels: Vec<u32> = of.iter().map(|n| u32::from(numbers[*n as usize] > 0)).collect();
-        Levels::Each(&levels).append(of.len(), &mut data);
-        indices.extend(of.iter().filter_map(|n| numbers[*n as usize].checked_sub(1)));
-    } else {
-        if !required {
-            Levels::All(true).append(of.len(), &mut data);
-        }
-        indices.extend(of.iter().map(|n| numbers[*n as usize] - 1));
-    }
-    let count = u32::try_from(distinct.len()).unwrap_or(u32::MAX);
-    append_indices(&indices, count, &mut data);
-    let dictionary = Some((bytes, count));
-    Values { dictionary, data, encoding: Encoding::RLE_DICTIONARY, levels: of.len(), compress: true }
 }
 
 /// The same value in each row.
@@ -421,7 +519,14 @@ fn constant(required: bool, rows: usize, plain: Vec<u8>) -> Values {
     }
     data.push(0);
     pack::run(0, rows, 0, &mut data);
-    Values { dictionary: Some((plain, 1)), data, encoding: Encoding::RLE_DICTIONARY, levels: rows, compress: false }
+    Values {
+        dictionary: Some((plain, 1)),
+        data: data.into(),
+        shared: None,
+        encoding: Encoding::RLE_DICTIONARY,
+        levels: rows,
+        compress: false,
+    }
 }
 
 /// Values by their number from 1 (0: none) among so many that could be; those that occur become the dictionary.
@@ -453,7 +558,14 @@ fn dictionary(required: bool, places: &[u32], possible: usize, plain: impl Fn(us
         }
     }
     append_indices(&indices, count, &mut data);
-    Values { dictionary: Some((bytes, count)), data, encoding: Encoding::RLE_DICTIONARY, levels: rows, compress: true }
+    Values {
+        dictionary: Some((bytes, count)),
+        data: data.into(),
+        shared: None,
+        encoding: Encoding::RLE_DICTIONARY,
+        levels: rows,
+        compress: true,
+    }
 }
 
 fn append_indices(indices: &[u32], count: u32, data: &mut Vec<u8>) {

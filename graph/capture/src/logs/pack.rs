@@ -25,22 +25,25 @@ const fn zigzag(value: i64) -> u64 {
     (value << 1) as u64 ^ (value >> 63) as u64
 }
 
-/// Packs numbers of `width` bits one after the other, lowest bits first, and fills the last byte up.
-fn bits(values: impl Iterator<Item = u64>, width: u32, out: &mut Vec<u8>) {
-    // Up to 7 bits wait, and a number has up to 64.
-    let (mut waiting, mut have) = (0_u128, 0);
+/// Packs numbers of `width` bits one after the other, lowest bits first, and fills the last group of `group` numbers up with zeros: as
+/// many numbers as make whole bytes.
+#[inline(always)]
+fn bits(values: impl ExactSizeIterator<Item = u64>, group: usize, width: u32, out: &mut Vec<u8>) {
+    let until = out.len() + values.len().next_multiple_of(group) * width as usize / 8;
+    out.reserve(until - out.len() + 8);
+    let (mut waiting, mut have) = (0_u64, 0);
     for value in values {
-        waiting |= u128::from(value) << have;
+        waiting |= value << have;
         have += width;
         if have >= 64 {
-            let (low, high) = (waiting & u128::from(u64::MAX), waiting >> 64);
-            out.extend_from_slice(&low.to_le_bytes()[..8]);
-            waiting = high;
+            out.extend_from_slice(&waiting.to_le_bytes());
             have -= 64;
+            // What of the number is left; a shift by all of a word's bits is none.
+            waiting = if have > 0 { value >> (width - have) } else { 0 };
         }
     }
-    let left = have.div_ceil(8) as usize;
-    out.extend_from_slice(&waiting.to_le_bytes()[..left]);
+    out.extend_from_slice(&waiting.to_le_bytes());
+    out.resize(until, 0);
 }
 
 /// A run of equal numbers of the hybrid of runs and packed bits.
@@ -56,13 +59,13 @@ pub(super) fn hybrid(values: &[u32], width: u32, out: &mut Vec<u8>) {
         let groups = values.len().div_ceil(GROUP);
         if groups > 0 {
             varint((groups as u64) << 1 | 1, out);
-            let fill = groups * GROUP - values.len();
-            bits(values.iter().map(|&v| u64::from(v)).chain(std::iter::repeat_n(0, fill)), width, out);
+            bits(values.iter().map(|&v| u64::from(v)), GROUP, width, out);
         }
     };
     let (mut start, mut at) = (0, 0);
-    while let Some(group) = values.get(at..at + GROUP) {
-        if group.iter().any(|v| *v != group[0]) {
+    while let Some(group) = values.get(at..).and_then(<[u32]>::first_chunk::<GROUP>) {
+        // All of them at once, rather than up to the first that differs.
+        if group.iter().fold(0, |differ, v| differ | (v ^ group[0])) != 0 {
             at += GROUP;
             continue;
         }
@@ -103,8 +106,7 @@ pub(super) fn delta(values: &[i64], out: &mut Vec<u8>) {
             let all = miniblock.iter().fold(0, |all, &delta| all | over(delta));
             let width = u64::BITS - all.leading_zeros();
             out[widths_at + n] = width.to_le_bytes()[0];
-            let fill = MINIBLOCK - miniblock.len();
-            bits(miniblock.iter().map(|&d| over(d)).chain(std::iter::repeat_n(0, fill)), width, out);
+            bits(miniblock.iter().map(|&d| over(d)), MINIBLOCK, width, out);
         }
     }
 }
@@ -117,7 +119,7 @@ mod tests {
     fn numbers_are_packed_as_the_format_says() {
         // The example of the specification: 0 to 7 with three bits each.
         let mut out = Vec::new();
-        bits(0..8, 3, &mut out);
+        bits([0, 1, 2, 3, 4, 5, 6, 7].into_iter(), 8, 3, &mut out);
         assert_eq!(out, [0b1000_1000, 0b1100_0110, 0b1111_1010]);
         out.clear();
         hybrid(&[4; 100], 3, &mut out);
