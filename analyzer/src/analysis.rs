@@ -23,7 +23,7 @@ pub fn attribute_all(
     // Where a hop went among the requests: hops that contradict themselves are left out.
     let mut place: Vec<Option<usize>> = vec![None; mesh.hops.len()];
     for (i, place) in place.iter_mut().enumerate() {
-        match request(mesh, i, directory, clock) {
+        match attribute_hop(mesh, i, directory, clock) {
             Ok(request) => {
                 *place = Some(requests.len());
                 requests.push(request);
@@ -42,7 +42,15 @@ pub fn attribute_all(
     (requests, errors)
 }
 
-fn request(
+/// Attributes one hop of a graph by itself: the same split that [`attribute_all`] gives it, without what other requests tell of it (parent,
+/// children, and the details that come of them).
+///
+/// # Errors
+/// If the hop's evidence makes it end before it begins.
+///
+/// # Panics
+/// If the graph has no such hop.
+pub fn attribute_hop(
     mesh: &MeshGraph,
     index: usize,
     directory: &dyn Directory,
@@ -91,6 +99,7 @@ fn request(
         attempts: hop.client_log.as_ref().and_then(|l| l.upstream_request_attempt_count),
         tries: tries(mesh, hop),
         grpc_status: frames.and_then(|f| f.grpc_status),
+        upstream_cluster: hop.client_log.as_ref().and_then(|l| l.upstream_cluster.clone()),
         client,
         server,
         start,

@@ -4,10 +4,10 @@
 use crate::Hop;
 use crate::connection::{Connection, Endpoint};
 use crate::join::{HopInput, Joined};
-use crate::lines::{self, Topology};
+use crate::lines::{self, Said, Topology};
 use meshdiff_model::{
-    Content, Crossing, JoinedHop, Link, MonotonicNs, NetnsId, Process, ProcessRole, RequestId, Socket, SocketCookie,
-    Tgid, Workload, WorkloadSource,
+    ClockAnchor, Crossing, JoinedHop, Link, MonotonicNs, NetnsId, Process, ProcessRole, RequestId, Socket,
+    SocketCookie, Tgid, WallTime, Workload, WorkloadSource,
 };
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, HashMap};
@@ -17,8 +17,12 @@ use std::net::IpAddr;
 pub trait Directory {
     /// The workload whose proxy has this node id.
     fn by_proxy(&self, node: &meshdiff_model::NodeId) -> Option<Workload>;
-    /// The workload that owns an address.
+    /// The workload that owns an address; where it passed from one to the next, only what is true of both.
     fn by_address(&self, ip: IpAddr) -> Option<Workload>;
+    /// The workload that owned an address at an instant, by the wall clock of the recording.
+    fn by_address_at(&self, ip: IpAddr, _at: WallTime) -> Option<Workload> {
+        self.by_address(ip)
+    }
     /// Service and namespace that an Envoy cluster's name speaks of (`outbound|9080||reviews.default.svc.cluster.local`).
     fn service_of_cluster(&self, cluster: &str) -> Option<(String, Option<String>)>;
 }
@@ -101,25 +105,78 @@ impl MeshGraph {
     /// Joins a recording. Never fails: what cannot be joined carries its reason.
     #[must_use]
     pub fn build(input: HopInput<'_>, processes: &[Process], directory: &dyn Directory) -> Self {
-        let Joined { endpoints, connections, hops, client_messages, tcp_entries, unlogged } = crate::join::join(input);
+        let mut joined = crate::join::join(input);
+        let hops = std::mem::take(&mut joined.hops);
+        let said = Said::of(input, &joined.endpoints, &joined.connections);
+        let callers = callers(&hops, &joined.netns());
+        let (mut mesh, pods) = Self::tied(joined, &said, processes, directory, input.clock);
+        mesh.hops = hops.into_iter().zip(callers).map(|(joined, caller)| Hop { joined, caller }).collect();
+        mesh.add_hop_edges(&pods, directory);
+        mesh
+    }
+
+    /// All but the requests.
+    pub(crate) fn tied(
+        joined: Joined,
+        said: &Said,
+        processes: &[Process],
+        directory: &dyn Directory,
+        clock: &ClockAnchor,
+    ) -> (Self, HashMap<NetnsId, NodeIndex>) {
+        let mut mesh = Self::bare(&joined);
+        let Joined { endpoints, connections, unlogged, .. } = joined;
+        let pods = mesh.add_sockets(&endpoints, &connections, processes, directory, clock);
+        let workloads = mesh.workloads(&pods);
+        let server = |netns: &NetnsId| workloads.get(netns).cloned().unwrap_or_else(Workload::unknown);
+        mesh.unlogged_by_servers = unlogged.iter().map(|u| (u.at, server(&u.netns))).collect();
+        mesh.topology = lines::build(said, &endpoints, &connections, processes, &workloads, directory);
+        (mesh, pods)
+    }
+
+    /// Only sockets, for requests that are told one after the other.
+    pub(crate) fn of_sockets(endpoints: &[Endpoint]) -> Self {
         let mut mesh = Self {
             graph: DiGraph::new(),
             hops: Vec::new(),
-            client_messages_seen: client_messages,
-            tcp_connections_logged: tcp_entries,
+            client_messages_seen: 0,
+            tcp_connections_logged: 0,
             unlogged_by_servers: Vec::new(),
             topology: Topology::default(),
             sockets: HashMap::new(),
         };
-        let pods = mesh.add_sockets(&endpoints, &connections, processes, directory);
-        let workloads = mesh.workloads(&pods);
-        let server = |netns: &NetnsId| workloads.get(netns).cloned().unwrap_or_else(Workload::unknown);
-        mesh.unlogged_by_servers = unlogged.iter().map(|u| (u.at, server(&u.netns))).collect();
-        mesh.topology = lines::build(input, &endpoints, &connections, processes, &workloads, directory);
-        let callers = callers(&hops, &endpoints);
-        mesh.hops = hops.into_iter().zip(callers).map(|(joined, caller)| Hop { joined, caller }).collect();
-        mesh.add_hop_edges(&pods, directory);
+        for e in endpoints {
+            let node = mesh.graph.add_node(socket_node(e));
+            mesh.sockets.insert(e.socket.cookie, node);
+        }
         mesh
+    }
+
+    /// Only the requests of a recording, without what ties them: no lines, no callers, no edges between pods. Each request is the same as
+    /// [`build`](Self::build) makes it; for who wants nothing but their splits, again and again.
+    #[must_use]
+    pub fn requests_of(input: HopInput<'_>) -> Self {
+        let joined = crate::join::join(input);
+        let mut mesh = Self::bare(&joined);
+        let Joined { endpoints, hops, .. } = joined;
+        for e in &endpoints {
+            let node = mesh.graph.add_node(socket_node(e));
+            mesh.sockets.insert(e.socket.cookie, node);
+        }
+        mesh.hops = hops.into_iter().map(|joined| Hop { joined, caller: None }).collect();
+        mesh
+    }
+
+    /// What joins count, before anything is in the graph.
+    fn bare(joined: &Joined) -> Self {
+        Self {
+            graph: DiGraph::new(),
+            hops: Vec::new(),
+            client_messages_seen: joined.client_messages,
+            tcp_connections_logged: joined.tcp_entries,
+            unlogged_by_servers: Vec::new(),
+            topology: Topology::default(),
+            sockets: HashMap::new(),
+        }
     }
 
     /// A socket by its cookie.
@@ -137,8 +194,14 @@ impl MeshGraph {
         connections: &[Connection],
         processes: &[Process],
         directory: &dyn Directory,
+        clock: &ClockAnchor,
     ) -> HashMap<NetnsId, NodeIndex> {
         let mut addresses: BTreeMap<NetnsId, IpAddr> = BTreeMap::new();
+        let mut last_seen: BTreeMap<NetnsId, MonotonicNs> = BTreeMap::new();
+        for e in endpoints {
+            let seen = last_seen.entry(e.socket.netns).or_insert(e.socket.last_seen);
+            *seen = e.socket.last_seen.max(*seen);
+        }
         for e in endpoints.iter().filter(|e| !e.socket.local.ip().is_loopback()) {
             let ip = addresses.entry(e.socket.netns).or_insert(e.socket.local.ip());
             if directory.by_address(*ip).is_none() && directory.by_address(e.socket.local.ip()).is_some() {
@@ -150,7 +213,13 @@ impl MeshGraph {
             let netns = e.socket.netns;
             pods.entry(netns).or_insert_with(|| {
                 let ip = addresses.get(&netns);
-                let workload = ip.and_then(|ip| directory.by_address(*ip)).unwrap_or_else(|| Workload {
+                // When it was there: another pod may have had the address before it, or after.
+                let at = last_seen.get(&netns).and_then(|at| clock.to_wall(*at));
+                let of = |ip: &IpAddr| match at {
+                    Some(at) => directory.by_address_at(*ip, at),
+                    None => directory.by_address(*ip),
+                };
+                let workload = ip.and_then(of).unwrap_or_else(|| Workload {
                     address: ip.map(ToString::to_string),
                     source: WorkloadSource::Unknown,
                     ..Workload::unknown()
@@ -176,18 +245,7 @@ impl MeshGraph {
                 self.graph.add_edge(pods[&netns], node, Edge::Owns);
                 node
             });
-            let node = self.graph.add_node(Node::Socket {
-                socket: Box::new(e.socket.clone()),
-                write_bytes: e.egress.bytes,
-                write_calls: e.egress.calls,
-                read_bytes: e.ingress.bytes,
-                read_calls: e.ingress.calls,
-                tls: e
-                    .egress
-                    .pieces
-                    .iter()
-                    .any(|p| matches!(p.content, Content::TlsHandshake | Content::TlsApplicationData)),
-            });
+            let node = self.graph.add_node(socket_node(e));
             self.graph.add_edge(owner, node, Edge::Owns);
             self.sockets.insert(e.socket.cookie, node);
         }
@@ -239,6 +297,11 @@ impl MeshGraph {
         let ip_of = |s: usize| joined.sockets[s].and_then(|c| self.socket(c)).map(|s| s.local.ip());
         let unknown_at =
             |address: Option<IpAddr>| Workload { address: address.map(|a| a.to_string()), ..Workload::unknown() };
+        let at = joined.client_log.as_ref().or(joined.server_log.as_ref()).map(|l| l.start_time);
+        let by_address = |ip: IpAddr| match at {
+            Some(at) => directory.by_address_at(ip, at),
+            None => directory.by_address(ip),
+        };
         let client_ip = ip_of(0)
             .or_else(|| joined.client_log.as_ref()?.downstream_direct_remote_address.map(|a| a.ip()))
             .or_else(|| joined.server_log.as_ref()?.downstream_direct_remote_address.map(|a| a.ip()));
@@ -246,7 +309,7 @@ impl MeshGraph {
             .client_log
             .as_ref()
             .and_then(|l| directory.by_proxy(&l.node))
-            .or_else(|| client_ip.and_then(|ip| directory.by_address(ip)))
+            .or_else(|| client_ip.and_then(by_address))
             .unwrap_or_else(|| unknown_at(client_ip));
         let server_ip = joined
             .client_log
@@ -257,16 +320,29 @@ impl MeshGraph {
             .server_log
             .as_ref()
             .and_then(|l| directory.by_proxy(&l.node))
-            .or_else(|| server_ip.and_then(|ip| directory.by_address(ip)))
+            .or_else(|| server_ip.and_then(by_address))
             .unwrap_or_else(|| unknown_at(server_ip));
         (client, server)
     }
 }
 
+/// A socket with what it sent and received.
+fn socket_node(e: &Endpoint) -> Node {
+    Node::Socket {
+        socket: Box::new(e.socket.clone()),
+        write_bytes: e.egress.bytes,
+        write_calls: e.egress.calls,
+        read_bytes: e.ingress.bytes,
+        read_calls: e.ingress.calls,
+        tls: e.egress.spoken.tls,
+    }
+}
+
 /// For each hop the hop that caused it: the one request that the calling pod was serving at that time under the same
 /// `x-request-id`. Where there are several, or the application does not forward the id, nobody can tell.
-fn callers(hops: &[JoinedHop], endpoints: &[Endpoint]) -> Vec<Option<usize>> {
-    let netns: HashMap<SocketCookie, NetnsId> = endpoints.iter().map(|e| (e.socket.cookie, e.socket.netns)).collect();
+///
+/// `netns` says where each socket is.
+pub(crate) fn callers(hops: &[JoinedHop], netns: &HashMap<SocketCookie, NetnsId>) -> Vec<Option<usize>> {
     let key = |cookie: Option<SocketCookie>, hop: &JoinedHop| {
         let id = hop.client_log.as_ref().or(hop.server_log.as_ref())?.request_id.as_ref()?;
         Some((*netns.get(&cookie?)?, comparable(id)))

@@ -41,7 +41,7 @@ use info::About;
 use live::{LiveCounters, Tap};
 use meshdiff_als::{AlsServer, AlsSettings, AlsTls};
 use meshdiff_capture::Meta;
-use meshdiff_discovery::kube::{Informers, Scope};
+use meshdiff_discovery::kube::Informers;
 use meshdiff_model::ProbeTier;
 use metrics::{Own, RequestMetrics};
 use pods::{KnownProxies, PodGate};
@@ -61,6 +61,9 @@ const ROLL: Duration = Duration::from_secs(2);
 const CLOCK_SAMPLES: usize = 600;
 /// How long callers have to take what they asked for when the agent ends.
 const LAST_CALLERS: Duration = Duration::from_secs(5);
+
+/// How long the first list of pods may take before it is begun without.
+const FIRST_LIST: Duration = Duration::from_secs(5);
 
 /// How long the last segments may take to the store when the agent ends; what is left waits in the spool.
 const LAST_SEGMENTS: Duration = Duration::from_secs(3);
@@ -124,7 +127,10 @@ async fn informers(options: &AgentOptions) -> Result<Arc<Informers>, String> {
             "the agent does not know its node's name: set NODE_NAME from the downward API, or --node-name".to_owned()
         );
     };
-    Informers::start(Scope::Node(node.clone())).await.map(Arc::new).map_err(|e| e.to_string())
+    let informers = record::pods::informers(node).await.map_err(|e| e.to_string())?;
+    // Whom to trace is known from the first look on, if the server answers at all.
+    informers.wait(FIRST_LIST).await;
+    Ok(informers)
 }
 
 struct Agent {
@@ -149,7 +155,7 @@ impl Agent {
         let mut registry = Registry::default();
         let live = Arc::new(LiveCounters::default());
         let requests = Arc::new(RequestMetrics::new(&mut registry));
-        let (tap, join) = live::pair(requests, Arc::clone(&live), self.informers.as_ref().ok().cloned());
+        let (tap, join) = live::pair(requests, Arc::clone(&live), self.informers.as_ref().ok().cloned(), meta.start);
         let joining = spawn("join", move || join.run())?;
         let store = self.store(options, tap, meta.clone(), &als, &pulse);
         let store = spawn("store", move || store.run(items))?;
@@ -259,7 +265,12 @@ impl Agent {
             Arc::clone(&self.proxies),
         );
         let pace = Pace { roll: ROLL, clock_samples: CLOCK_SAMPLES, forget: true };
-        Store::new(Box::new(sink), meta, als.clone(), Arc::default(), pace)
+        let pods = self.informers.as_ref().ok().map(|informers| {
+            // What a segment that is being closed can be asked about.
+            let back = options.segment + Duration::from_secs(60);
+            record::pods::source(Arc::clone(informers), move || record::pods::ago(back))
+        });
+        Store::new(Box::new(sink), meta, als.clone(), Arc::default(), pace).with_pods(pods)
     }
 }
 

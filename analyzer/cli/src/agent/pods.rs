@@ -84,12 +84,15 @@ impl PodGate {
     }
 
     fn judge(&self, addresses: &[IpAddr]) -> bool {
+        let said = self.proxies.namespace_of(addresses).map(|ns| self.namespaces.contains(&ns));
         // Without an answer of the API, what has a sidecar is traced: too much rather than nothing, and said in /v1/info.
-        let of_proxy = || self.proxies.namespace_of(addresses).is_none_or(|ns| self.namespaces.contains(&ns));
-        let Some(informers) = self.informers.as_deref().filter(|i| i.pods_are_known()) else { return of_proxy() };
+        let Some(informers) = self.informers.as_deref().filter(|i| i.pods_are_known()) else {
+            return said.unwrap_or(true);
+        };
         informers.read(|cluster| match addresses.iter().find_map(|ip| cluster.pod_at(*ip)) {
             Some(pod) => pod.has_sidecar && self.namespaces.contains(&pod.namespace),
-            None => of_proxy(),
+            // The API does not know it, or not yet: it may be anybody's, unless its sidecar said who it is.
+            None => said.unwrap_or(false),
         })
     }
 }

@@ -4,9 +4,9 @@ use super::*;
 use crate::agent::live::{LiveCounters, pair};
 use crate::agent::window::tests::fixture;
 use meshdiff_analyzer::{AttributedRequest, attribute_all};
-use meshdiff_capture::{CaptureData, Meta};
+use meshdiff_capture::CaptureData;
 use meshdiff_graph::{HopInput, MeshGraph};
-use meshdiff_model::{ClockAnchor, ClockSample, MonotonicNs, WallTime};
+use meshdiff_model::{ClockSample, MonotonicNs, WallTime};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -37,71 +37,113 @@ fn sum(text: &str, name: &str, labels: &[&str]) -> f64 {
     text.lines().filter(of).filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-#[test]
-fn each_request_is_counted_once_however_the_recording_is_cut() {
-    let data = fixture();
-    let all = whole(&data);
-    let full = all.iter().filter(|r| r.coverage.is_full()).count();
+/// What an agent counts that gets a recording as it happened: by turns, what ended in each with its end, log entries a second later.
+fn counted_by_turns(data: &CaptureData, turn: u64) -> String {
     let mut registry = Registry::default();
     let metrics = Arc::new(RequestMetrics::new(&mut registry));
     let counters = Arc::new(LiveCounters::default());
-    let (mut tap, join) = pair(metrics, Arc::clone(&counters), None);
-    let joining = std::thread::spawn(move || join.run());
-
-    // As an agent gets them: what happened in a turn of 2 s with its end, log entries a second late.
     let start = data.meta.start.monotonic;
     let end = data.meta.end.expect("it was ended").monotonic;
     let wall = |at: MonotonicNs| data.meta.clock.to_wall(at).expect("a clock");
-    let mut from = MonotonicNs(start.0 - 2_000_000_000);
+    let sample = |at: MonotonicNs| ClockSample { monotonic: at, wall: wall(at) };
+    let (mut tap, join) = pair(metrics, Arc::clone(&counters), None, sample(start));
+    let joining = std::thread::spawn(move || join.run());
     data.proxies.iter().for_each(|p| tap.proxy(p));
-    let last = |m: &meshdiff_model::Message| {
-        [&m.sends, &m.readies, &m.recvs].into_iter().flat_map(|l| l.iter()).map(|i| i.at).max().unwrap_or(start)
-    };
+    // Nobody hands on what has not happened yet.
+    let mut from = MonotonicNs(0);
+    let mut to = start;
     while from.0 < end.0 + 14_000_000_000 {
-        let to = MonotonicNs(from.0 + 2_000_000_000);
-        let turn = from..to;
-        data.sockets.iter().filter(|s| turn.contains(&s.first_seen)).for_each(|s| {
+        let turn_of = from..to;
+        data.sockets.iter().filter(|s| turn_of.contains(&s.first_seen)).for_each(|s| {
             // As assembly tells of it first; what became of it is told 10 s later.
             let open = meshdiff_model::Socket { last_seen: s.first_seen, closed: None, close: None, ..s.clone() };
             tap.socket(&open);
         });
-        data.messages.iter().filter(|m| turn.contains(&last(m))).for_each(|m| tap.message(m));
-        let sent = |l: &&meshdiff_model::HopSide| {
-            let over = l.start_time.0 + l.timings.extent().unwrap_or_default().0 + 1_000_000_000;
-            (wall(turn.start)..wall(turn.end)).contains(&WallTime(over))
-        };
-        data.access_logs.iter().filter(sent).for_each(|l| tap.access_log(l.clone()));
-        let at = ClockSample { monotonic: to, wall: wall(to) };
-        let meta = Meta { clock: ClockAnchor::new(vec![at]), ..Meta::default() };
-        tap.hand_on_waiting(&meta);
-        from = to;
+        let is_told = |m: &&meshdiff_model::Message| turn_of.contains(&m.last_instant().unwrap_or(start));
+        data.messages.iter().filter(is_told).for_each(|m| tap.message(m));
+        data.http2_streams.iter().filter(|s| turn_of.contains(&s.last.at)).for_each(|s| tap.http2(s));
+        let mut entries = meshdiff_model::LogBatchBuilder::default();
+        for log in &data.access_logs {
+            let over = log.start_time.0 + log.timings.extent().unwrap_or_default().0 + 1_000_000_000;
+            if (wall(turn_of.start)..wall(turn_of.end)).contains(&WallTime(over)) {
+                entries.push(log);
+            }
+        }
+        tap.access_logs(&entries.take());
+        tap.hand_on_waiting(sample(to));
+        (from, to) = (to, MonotonicNs(to.0 + turn));
     }
     drop(tap);
     joining.join().expect("the join lives");
     assert_eq!(counters.shed_rows.load(Relaxed), 0);
+    text(&registry)
+}
 
-    let text = text(&registry);
-    let counted = sum(&text, "meshdiff_requests_total", &[]);
-    let counted_full = sum(&text, "meshdiff_requests_total", &["coverage=\"full\""]);
-    let (expected, expected_full) = (all.len() as f64, full as f64);
-    assert!(expected_full > 400.0, "{expected_full}");
-    // The first join's line lies at the end of its first turn, before the recording: nothing is left out.
-    assert_eq!(counted_full, expected_full, "full requests, of {expected} in all ({counted} counted)");
-    assert_eq!(counted, expected);
-    let segments = sum(&text, "meshdiff_request_segment_duration_seconds_count", &["segment=\"server_sidecar\""]);
-    let measured = all.iter().filter(|r| {
-        r.attribution.segments().get(meshdiff_model::Segment::ServerSidecar).is_some()
-            && !matches!(
-                r.coverage.class,
-                meshdiff_analyzer::CoverageClass::Ambiguous | meshdiff_analyzer::CoverageClass::Unmatched
-            )
-    });
-    let measured = measured.count() as f64;
-    assert_eq!(segments, measured);
+/// What all requests of a recording, joined at once, make of the same metrics.
+fn counted_at_once(requests: &[AttributedRequest]) -> String {
+    let mut registry = Registry::default();
+    let metrics = RequestMetrics::new(&mut registry);
+    requests.iter().for_each(|r| metrics.observe(r));
+    text(&registry)
+}
+
+/// Asserts that two texts have the same series with the same values.
+fn assert_equal(by_turns: &str, at_once: &str, what: &str) {
+    let series = |text: &str| -> std::collections::BTreeMap<String, f64> {
+        let lines = text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.rsplit_once(' '));
+        lines.map(|(name, value)| (name.to_owned(), value.parse().expect("a number"))).collect()
+    };
+    let (mut left, right) = (series(by_turns), series(at_once));
+    assert!(right.len() > 100, "{what}: {}", right.len());
+    for (name, expected) in &right {
+        let got = left.remove(name).unwrap_or_else(|| panic!("{what}: {name} is missing, and should be {expected}"));
+        // Sums of seconds are added up in another order.
+        assert!((got - expected).abs() <= 1e-9 * expected.abs().max(1.0), "{what}: {name} is {got}, not {expected}");
+    }
+    assert!(left.is_empty(), "{what}: too much: {left:?}");
+}
+
+/// What a node sees of a recording that has only some of the pods, by turns every second one.
+fn half_of(data: &CaptureData) -> CaptureData {
+    let all: std::collections::BTreeSet<_> = data.sockets.iter().map(|s| s.netns).collect();
+    let here: std::collections::BTreeSet<_> = all.into_iter().step_by(2).collect();
+    let mut half = data.clone();
+    half.sockets.retain(|s| here.contains(&s.netns));
+    let cookies: std::collections::HashSet<_> = half.sockets.iter().map(|s| s.cookie).collect();
+    let addresses: std::collections::HashSet<_> = half.sockets.iter().map(|s| s.local.ip().to_string()).collect();
+    half.messages.retain(|m| cookies.contains(&m.socket));
+    half.http2_streams.retain(|s| cookies.contains(&s.socket));
+    half.access_logs.retain(|l| l.node.0.split('~').nth(1).is_some_and(|ip| addresses.contains(ip)));
+    half
+}
+
+#[test]
+fn each_request_is_counted_once_however_the_recording_is_cut() {
+    let data = fixture();
+    let all = whole(&data);
+    let full = all.iter().filter(|r| r.coverage.is_full()).count() as f64;
+    assert!(full > 400.0, "{full}");
+    let at_once = counted_at_once(&all);
+    assert_eq!(sum(&at_once, "meshdiff_requests_total", &["coverage=\"full\""]), full);
+    for turn in [2_000, 700, 500] {
+        assert_equal(&counted_by_turns(&data, turn * 1_000_000), &at_once, &format!("turns of {turn} ms"));
+    }
     assert!(
-        text.contains("client_workload=\"productpage-v1\",server_namespace=\"default\",server_workload=\"details-v1\""),
-        "{text}"
+        at_once
+            .contains("client_workload=\"productpage-v1\",server_namespace=\"default\",server_workload=\"details-v1\""),
+        "{at_once}"
     );
+}
+
+#[test]
+fn a_node_that_sees_one_end_of_most_requests_counts_them_as_well() {
+    let half = half_of(&fixture());
+    let all = whole(&half);
+    assert!(all.len() > 300 && all.iter().any(|r| !r.coverage.is_full()), "{}", all.len());
+    let at_once = counted_at_once(&all);
+    for turn in [2_000, 500] {
+        assert_equal(&counted_by_turns(&half, turn * 1_000_000), &at_once, &format!("turns of {turn} ms"));
+    }
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::agent::pods::KnownProxies;
 use crate::record::clock;
 use meshdiff_capture::{CaptureError, CaptureSink, CaptureWriter, Meta, WriterOptions};
 use meshdiff_model::{
-    ClockAnchor, ClockSample, DurationNs, HopSide, Http2Stream, LogBatch, Message, MonotonicNs, NodeId, Process, Proxy,
-    Socket, SocketCookie, SocketEvent, SocketMetrics, Tgid,
+    ClockAnchor, ClockSample, DurationNs, HopSide, Http2Stream, LogBatch, LogBatchBuilder, Message, MonotonicNs,
+    NodeId, Process, Proxy, Socket, SocketCookie, SocketEvent, SocketMetrics, Tgid,
 };
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -167,6 +167,9 @@ impl RollingSink {
         meta.clock = ClockAnchor::new([open.start].into_iter().chain(within).chain(end).collect());
         Counted::of(&self.meta).since(&self.before).put(&mut meta);
         meta.settings.insert(REACH.to_owned(), self.reach.to_setting());
+        if let Some(kubernetes) = &mut meta.kubernetes {
+            kubernetes.since(open.start.wall);
+        }
         meta
     }
 
@@ -211,14 +214,30 @@ impl RollingSink {
         }
     }
 
-    /// Takes note of what an access log entry says beyond itself.
-    fn note(&mut self, entry: HopSide) {
-        self.reach.note(&entry);
-        if let Some((_, last)) = self.carried.proxies.get_mut(&entry.node) {
-            *last = Instant::now();
+    /// Takes note of what access log entries say beyond themselves.
+    fn note(&mut self, batch: &LogBatch) {
+        // With whom a proxy talks is told by what entries of one kind have in common.
+        let mut seen = vec![false; batch.kinds.len()];
+        for row in &batch.rows {
+            if std::mem::replace(&mut seen[row.kind as usize], true) {
+                continue;
+            }
+            let entry = batch.hop(row);
+            self.reach.note(&entry);
+            if let Some((_, last)) = self.carried.proxies.get_mut(&entry.node) {
+                *last = Instant::now();
+            }
         }
         if let Some(tap) = &mut self.tap {
-            tap.access_log(entry);
+            tap.access_logs(batch);
+        }
+        self.hand_on_if_due();
+    }
+
+    /// Hands on what the joins get, more often than segments are rolled: less waits then.
+    fn hand_on_if_due(&mut self) {
+        if let Some(tap) = self.tap.as_mut().filter(|tap| tap.is_due()) {
+            tap.hand_on(clock::sample());
         }
     }
 
@@ -289,6 +308,7 @@ impl CaptureSink for RollingSink {
         if let Some(tap) = &mut self.tap {
             tap.message(&message);
         }
+        self.hand_on_if_due();
         self.write(1, |w| w.write_message(message));
         Ok(())
     }
@@ -312,12 +332,12 @@ impl CaptureSink for RollingSink {
         Ok(())
     }
     fn write_access_log(&mut self, entry: HopSide) -> Result<(), CaptureError> {
-        self.note(entry.clone());
-        self.write(1, |w| w.write_access_log(entry));
-        Ok(())
+        let mut one = LogBatchBuilder::default();
+        one.push(&entry);
+        self.write_access_logs(&one.take())
     }
     fn write_access_logs(&mut self, batch: &LogBatch) -> Result<(), CaptureError> {
-        batch.hops().for_each(|entry| self.note(entry));
+        self.note(batch);
         self.write(batch.rows.len() as u64, |w| w.write_access_logs(batch));
         Ok(())
     }
@@ -343,7 +363,7 @@ impl CaptureSink for RollingSink {
         self.meta = meta.clone();
         self.window.count(Counted::of(meta));
         if let Some(tap) = &mut self.tap {
-            tap.hand_on(meta);
+            tap.hand_on(clock::sample());
         }
         if let Some(mut open) = self.open.take() {
             let cut = self.cut(&open, None);
