@@ -8,6 +8,7 @@ use crate::report::{
 use crate::request::{AttributedRequest, CoverageClass};
 use crate::rollup;
 use crate::stats::Sample;
+use crate::tally::HopTally;
 use meshdiff_graph::MeshGraph;
 use meshdiff_model::{
     ClockAnchor, Detail, DurationNs, HopProtocol, ProbeStats, ProbeTier, Segment, SegmentMap, UnmatchedReason,
@@ -16,9 +17,9 @@ use meshdiff_model::{
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How many entry requests a report shows as waterfalls.
-const SLOWEST: usize = 20;
+pub(crate) const SLOWEST: usize = 20;
 /// Below this many full requests a split near a quantile says nothing.
-const NEAR_MINIMUM: usize = 20;
+pub(crate) const NEAR_MINIMUM: usize = 20;
 
 /// What a report needs to know beyond the requests.
 #[derive(Clone, Debug, Default)]
@@ -82,7 +83,7 @@ pub fn select_by(
 #[must_use]
 pub fn report(requests: &[AttributedRequest], mesh: &MeshGraph, input: ReportInput) -> Report {
     let coverage = coverage_of(requests, mesh, &input);
-    let hops = hops(requests);
+    let hops = grouped(requests).into_iter().map(|(hop, _)| hop).collect();
     let mut report = Report {
         window: input.window,
         namespace: input.namespace.clone(),
@@ -90,6 +91,7 @@ pub fn report(requests: &[AttributedRequest], mesh: &MeshGraph, input: ReportInp
         verdict: verdict(requests),
         hops,
         lines: connections::lines(&mesh.topology, input.namespace.as_deref(), &input.missing_metrics, &input.clock),
+        breakdowns: Vec::new(),
         findings: Vec::new(),
         slowest: slowest(requests),
     };
@@ -97,10 +99,11 @@ pub fn report(requests: &[AttributedRequest], mesh: &MeshGraph, input: ReportInp
     report
 }
 
-fn coverage_of(requests: &[AttributedRequest], mesh: &MeshGraph, input: &ReportInput) -> Coverage {
+pub(crate) fn coverage_of(requests: &[AttributedRequest], mesh: &MeshGraph, input: &ReportInput) -> Coverage {
     let mut c = Coverage {
-        requests: requests.len() as u64,
         lost_kernel_events: input.probe_stats.lost_events,
+        skipped_runs: input.probe_stats.skipped_runs,
+        vanished_sockets: input.probe_stats.vanished_sockets,
         probe_tier: input.probe_tier,
         probe_cost_ns_per_event: input.probe_stats.cost_ns_per_event(),
         notes: input.notes.clone(),
@@ -108,23 +111,7 @@ fn coverage_of(requests: &[AttributedRequest], mesh: &MeshGraph, input: &ReportI
         ..Coverage::default()
     };
     for r in requests {
-        let row = match r.coverage.class {
-            CoverageClass::Full => &mut c.full,
-            CoverageClass::PartialClient => &mut c.partial_client,
-            CoverageClass::PartialServer => &mut c.partial_server,
-            CoverageClass::PartialAls => &mut c.partial_als,
-            CoverageClass::Ambiguous => &mut c.ambiguous,
-            CoverageClass::Unmatched => c.unmatched.entry(reason(r)).or_default(),
-        };
-        *row += 1;
-        if !matches!(r.coverage.class, CoverageClass::Full | CoverageClass::Unmatched) {
-            *c.partial_reasons.entry(reason(r)).or_default() += 1;
-        }
-        c.client_messages_seen += u64::from(r.request_crossings[0].send.is_some());
-        c.negative_segments += r.attribution.negative_segments().count() as u64;
-        // Of the client's sidecar: the kernel saw the request on its way to it.
-        let unlogged = r.coverage.reason == Some(UnmatchedReason::ClientLogMissing.as_str());
-        c.lost_access_logs_estimate += u64::from(unlogged && r.request_crossings[0].send.is_some());
+        count_request(&mut c, r);
     }
     // Of the servers' sidecars: the kernel saw the request on its way from them. That the other half's entry has no partner proves
     // nothing: a server may have no sidecar, or one on another node.
@@ -136,110 +123,66 @@ fn coverage_of(requests: &[AttributedRequest], mesh: &MeshGraph, input: &ReportI
     c
 }
 
+/// Counts a request in its row, and what it tells of losses.
+pub(crate) fn count_request(c: &mut Coverage, r: &AttributedRequest) {
+    c.requests += 1;
+    let row = match r.coverage.class {
+        CoverageClass::Full => &mut c.full,
+        CoverageClass::PartialClient => &mut c.partial_client,
+        CoverageClass::PartialServer => &mut c.partial_server,
+        CoverageClass::PartialAls => &mut c.partial_als,
+        CoverageClass::Ambiguous => &mut c.ambiguous,
+        CoverageClass::Unmatched => c.unmatched.entry(reason(r)).or_default(),
+    };
+    *row += 1;
+    if !matches!(r.coverage.class, CoverageClass::Full | CoverageClass::Unmatched) {
+        *c.partial_reasons.entry(reason(r)).or_default() += 1;
+    }
+    c.client_messages_seen += u64::from(r.request_crossings[0].send.is_some());
+    c.negative_segments += r.attribution.negative_segments().count() as u64;
+    // Of the client's sidecar: the kernel saw the request on its way to it.
+    let unlogged = r.coverage.reason == Some(UnmatchedReason::ClientLogMissing.as_str());
+    c.lost_access_logs_estimate += u64::from(unlogged && r.request_crossings[0].send.is_some());
+}
+
 fn reason(r: &AttributedRequest) -> String {
     r.coverage.reason.unwrap_or("unknown").to_owned()
 }
 
-fn hops(requests: &[AttributedRequest]) -> Vec<HopSummary> {
+/// All hops, slowest mean total first, each with its requests.
+pub(crate) fn grouped(requests: &[AttributedRequest]) -> Vec<(HopSummary, Vec<&AttributedRequest>)> {
     let mut groups: BTreeMap<(Workload, Workload, &'static str), Vec<&AttributedRequest>> = BTreeMap::new();
     for r in requests {
         let mut server = rollup::short(&r.server);
         server.service.clone_from(&r.server.service);
         groups.entry((rollup::short(&r.client), server, r.protocol.as_str())).or_default().push(r);
     }
-    let mut hops: Vec<HopSummary> = groups
-        .into_iter()
-        .map(|((client, server, _), members)| {
-            let mut response_codes: BTreeMap<u16, u64> = BTreeMap::new();
-            for r in &members {
-                *response_codes.entry(r.response_code.unwrap_or(0)).or_default() += 1;
-            }
-            let full: Vec<&AttributedRequest> = members.iter().copied().filter(|r| r.coverage.is_full()).collect();
-            HopSummary {
-                client,
-                server,
-                protocol: members.first().map_or(HopProtocol::Http, |r| r.protocol),
-                requests: members.len() as u64,
-                n: full.len() as u64,
-                response_codes,
-                total: distribution(full.iter().map(|r| r.attribution.total().0)),
-                segments: segments(&full),
-                near: [500, 990].into_iter().filter_map(|q| near(&full, q)).collect(),
-            }
-        })
-        .collect();
-    hops.sort_by(|a, b| {
-        let mean = |h: &HopSummary| h.total.map(|t| t.mean);
-        mean(b).cmp(&mean(a)).then_with(|| (&a.client, &a.server).cmp(&(&b.client, &b.server)))
-    });
+    let mut hops: Vec<_> =
+        groups.into_iter().map(|((client, server, _), members)| (summary(client, server, &members), members)).collect();
+    hops.sort_by(|(a, _), (b, _)| slowest_first(a, b));
     hops
 }
 
-fn distribution(times: impl Iterator<Item = i64>) -> Option<Distribution> {
-    Sample::new(times.collect()).map(|s| s.distribution())
+fn slowest_first(a: &HopSummary, b: &HopSummary) -> std::cmp::Ordering {
+    let mean = |h: &HopSummary| h.total.map(|t| t.mean);
+    mean(b).cmp(&mean(a)).then_with(|| (&a.client, &a.server).cmp(&(&b.client, &b.server)))
 }
 
-fn segments(full: &[&AttributedRequest]) -> BTreeMap<Segment, SegmentStats> {
-    let all: i128 = full.iter().map(|r| i128::from(r.attribution.total().0)).sum();
-    let occurring: BTreeSet<Segment> =
-        full.iter().flat_map(|r| r.attribution.segments().iter().map(|(s, _)| s)).collect();
-    occurring
-        .into_iter()
-        .filter_map(|segment| {
-            // A full request without the segment did not spend any time there.
-            let times: Vec<i64> =
-                full.iter().map(|r| r.attribution.segments().get(segment).unwrap_or_default().0).collect();
-            let sum: i128 = times.iter().map(|&t| i128::from(t)).sum();
-            let sample = Sample::new(times)?;
-            let stats = SegmentStats {
-                distribution: sample.distribution(),
-                mean_ci95: sample.mean_ci95(),
-                share: if all == 0 { 0.0 } else { sum as f64 / all as f64 },
-                details: details(full, segment),
-            };
-            Some((segment, stats))
-        })
-        .collect()
+/// In the order of a report: slowest mean total first.
+pub(crate) fn sort_hops(hops: &mut [HopSummary]) {
+    hops.sort_by(slowest_first);
 }
 
-fn details(full: &[&AttributedRequest], segment: Segment) -> Vec<(Detail, DurationNs)> {
-    let mut sums: BTreeMap<Detail, i128> = BTreeMap::new();
-    for r in full {
-        for (s, detail, time) in r.attribution.details() {
-            if *s == segment {
-                *sums.entry(*detail).or_default() += i128::from(time.0);
-            }
-        }
-    }
-    sums.into_iter().map(|(d, sum)| (d, mean_of(sum, full.len()))).collect()
+/// What some requests of one hop were like.
+pub(crate) fn summary(client: Workload, server: Workload, members: &[&AttributedRequest]) -> HopSummary {
+    let mut tally = HopTally::default();
+    members.iter().for_each(|r| tally.add(r));
+    tally.summary(client, server)
 }
 
-fn mean_of(sum: i128, n: usize) -> DurationNs {
+pub(crate) fn mean_of(sum: i128, n: usize) -> DurationNs {
     let n = n.max(1) as i128;
     DurationNs(i64::try_from((2 * sum + n).div_euclid(2 * n)).unwrap_or(i64::MAX))
-}
-
-/// The mean split of the requests whose totals' ranks lie within 5% of the sample (at most 1% above the 99th percentile) around a quantile.
-fn near(full: &[&AttributedRequest], per_mille: u16) -> Option<NearQuantile> {
-    if full.len() < NEAR_MINIMUM || (per_mille > 900 && full.len() < 10 * NEAR_MINIMUM) {
-        return None;
-    }
-    let mut sorted: Vec<&AttributedRequest> = full.to_vec();
-    sorted.sort_by(|a, b| (a.attribution.total(), &a.id).cmp(&(b.attribution.total(), &b.id)));
-    let n = sorted.len();
-    let rank = (n * usize::from(per_mille)).div_ceil(1000).clamp(1, n) - 1;
-    let half = if per_mille > 900 { n / 100 } else { n / 20 }.max(1);
-    let chosen = &sorted[rank.saturating_sub(half)..(rank + half + 1).min(n)];
-    let mut segments = SegmentMap::empty();
-    for segment in Segment::ALL {
-        let times = chosen.iter().filter_map(|r| r.attribution.segments().get(segment));
-        let (sum, any) = times.fold((0i128, false), |(sum, _), t| (sum + i128::from(t.0), true));
-        if any {
-            segments.set(segment, mean_of(sum, chosen.len()));
-        }
-    }
-    let total = chosen.iter().map(|r| i128::from(r.attribution.total().0)).sum();
-    Some(NearQuantile { per_mille, n: chosen.len() as u64, total: mean_of(total, chosen.len()), segments })
 }
 
 /// The verdict on the entry point whose requests took most time in all.
@@ -259,34 +202,34 @@ fn verdict(requests: &[AttributedRequest]) -> Option<Verdict> {
             *places.entry(place).or_default() += i128::from(spent.0);
         }
     }
-    let all = time(&roots).max(1) as f64;
+    let of = (client, server);
+    Some(verdict_of(of, roots.len() as u64, time(&roots), totals.quantile(500), places))
+}
+
+/// What places' sums say of `n` entry requests, which took `total` in all.
+pub(crate) fn verdict_of(
+    (client, server): (Workload, Workload),
+    n: u64,
+    total: i128,
+    p50_total: DurationNs,
+    places: BTreeMap<(PartKind, Workload), i128>,
+) -> Verdict {
+    let count = usize::try_from(n).unwrap_or(usize::MAX);
+    let all = total.max(1) as f64;
     let parts = PartKind::ALL
         .into_iter()
         .filter_map(|kind| {
             let sum: i128 = places.iter().filter(|((k, _), _)| *k == kind).map(|(_, t)| *t).sum();
-            (sum != 0).then(|| Part { kind, mean: mean_of(sum, roots.len()), share: sum as f64 / all })
+            (sum != 0).then(|| Part { kind, mean: mean_of(sum, count), share: sum as f64 / all })
         })
         .collect();
     let mut places: Vec<Place> = places
         .into_iter()
         .filter(|(_, sum)| *sum != 0)
-        .map(|((kind, workload), sum)| Place {
-            kind,
-            workload,
-            mean: mean_of(sum, roots.len()),
-            share: sum as f64 / all,
-        })
+        .map(|((kind, workload), sum)| Place { kind, workload, mean: mean_of(sum, count), share: sum as f64 / all })
         .collect();
     places.sort_by(|a, b| b.mean.cmp(&a.mean).then_with(|| (a.kind, &a.workload).cmp(&(b.kind, &b.workload))));
-    Some(Verdict {
-        client,
-        server,
-        n: roots.len() as u64,
-        mean_total: totals.mean(),
-        p50_total: totals.quantile(500),
-        parts,
-        places,
-    })
+    Verdict { client, server, n, mean_total: mean_of(total, count), p50_total, parts, places }
 }
 
 /// The slowest full entry requests, each followed by what it caused.
@@ -304,7 +247,7 @@ fn slowest(requests: &[AttributedRequest]) -> Vec<AttributedRequest> {
     list
 }
 
-fn copy_tree(
+pub(crate) fn copy_tree(
     requests: &[AttributedRequest],
     i: usize,
     parent: Option<usize>,

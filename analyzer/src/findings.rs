@@ -20,11 +20,11 @@ pub(crate) fn findings(report: &Report) -> Vec<Finding> {
         list.extend(queueing(hop, Segment::ServerSidecar, &hop.server));
     }
     list.extend(connection_findings::findings(&report.lines));
-    list.sort_by(|a, b| (a.level, a.code, &a.subject).cmp(&(b.level, b.code, &b.subject)));
+    list.sort_by(Finding::order);
     list
 }
 
-fn name(w: &Workload) -> String {
+pub(crate) fn name(w: &Workload) -> String {
     let what = w.workload.as_deref().or(w.service.as_deref()).or(w.address.as_deref()).unwrap_or("unknown");
     w.namespace.as_deref().map_or_else(|| what.to_owned(), |n| format!("{n}/{what}"))
 }

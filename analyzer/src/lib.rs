@@ -3,17 +3,24 @@
 
 mod analysis;
 mod attribute;
+mod breakdown;
 mod build;
 mod connection_findings;
 mod connections;
 mod findings;
+pub mod parts;
+mod rank;
 mod report;
 mod request;
 mod rollup;
+#[cfg(test)]
+mod samples;
 mod stats;
+mod tally;
 
-pub use analysis::attribute_all;
+pub use analysis::{attribute_all, attribute_hop};
 pub use attribute::{attribute, coverage};
+pub use breakdown::{Breakdown, BreakdownHop, BreakdownRow, Crossed, Dimension, Facts, break_down};
 pub use build::{ReportInput, report, select, select_by};
 pub use connections::{
     Closes, Connects, EndMetrics, EndRole, LineEnd, LineMetrics, LineSummary, Metric, MetricsWindow, MissingMetrics,
@@ -26,3 +33,4 @@ pub use report::{
 };
 pub use request::{AttributedRequest, CoverageClass, RequestCoverage, Sides, SocketRef, Try, Vantage};
 pub use stats::Sample;
+pub use tally::Tally;

@@ -1,5 +1,6 @@
 //! What a report says, as numbers: renderers turn it into text.
 
+use crate::breakdown::Breakdown;
 use crate::connections::{LineSummary, MissingMetrics};
 use crate::request::AttributedRequest;
 use meshdiff_model::{Detail, DurationNs, HopProtocol, ProbeTier, Segment, SegmentMap, WallTime, Workload};
@@ -18,6 +19,8 @@ pub struct Report {
     pub verdict: Option<Verdict>,
     /// One for each client workload, server workload and protocol, slowest mean total first.
     pub hops: Vec<HopSummary>,
+    /// The hops told apart by zones and the like, as far as it was asked for.
+    pub breakdowns: Vec<Breakdown>,
     /// The lines of the process topology, in order of their ends' names.
     pub lines: Vec<LineSummary>,
     /// What deserves attention, most severe first.
@@ -52,6 +55,10 @@ pub struct Coverage {
     pub negative_segments: u64,
     /// Kernel events that found the ring buffer full.
     pub lost_kernel_events: u64,
+    /// Runs of probes that the kernel left out: events may be missing without a gap to be seen by.
+    pub skipped_runs: u64,
+    /// Sockets whose end was lost.
+    pub vanished_sockets: u64,
     /// Access log entries that were lost, as far as it can be estimated.
     pub lost_access_logs_estimate: u64,
     /// What the kernel accepted; `None` where nothing says.
@@ -260,4 +267,11 @@ pub struct Finding {
     pub evidence: BTreeMap<String, f64>,
     /// What to do.
     pub fix: String,
+}
+
+impl Finding {
+    /// The order of findings: most severe first.
+    pub(crate) fn order(a: &Self, b: &Self) -> std::cmp::Ordering {
+        (a.level, a.code, &a.subject).cmp(&(b.level, b.code, &b.subject))
+    }
 }

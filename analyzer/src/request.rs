@@ -167,6 +167,8 @@ pub struct AttributedRequest {
     pub tries: Vec<Try>,
     /// gRPC's own status, where the frames tell it.
     pub grpc_status: Option<u16>,
+    /// The cluster by which the client's sidecar sent it (of the last attempt), where it logged.
+    pub upstream_cluster: Option<Arc<str>>,
     /// Who called.
     pub client: Workload,
     /// Who was called.

@@ -81,14 +81,7 @@ pub(crate) fn places(requests: &[AttributedRequest], root: usize) -> Places {
     let (client, server) = (short(&request.client), short(&request.server));
     let mut places = Places::new();
     for (segment, time) in request.attribution.segments().iter() {
-        let whose = match segment {
-            Segment::ClientApp
-            | Segment::ClientLoopback
-            | Segment::ClientSidecar
-            | Segment::ConnectionSetup
-            | Segment::Retry => &client,
-            _ => &server,
-        };
+        let whose = if is_clients(segment) { &client } else { &server };
         *places.entry((PartKind::of(segment), whose.clone())).or_default() += time;
     }
     let calls = critical_path(requests, root);
@@ -106,6 +99,18 @@ pub(crate) fn places(requests: &[AttributedRequest], root: usize) -> Places {
         }
     }
     places
+}
+
+/// True for time that was spent in the client's pod.
+pub(crate) const fn is_clients(segment: Segment) -> bool {
+    matches!(
+        segment,
+        Segment::ClientApp
+            | Segment::ClientLoopback
+            | Segment::ClientSidecar
+            | Segment::ConnectionSetup
+            | Segment::Retry
+    )
 }
 
 /// The same places in proportion, with another sum. Exact where the sum is already that; else each is rounded down and the
@@ -151,52 +156,7 @@ fn host(address: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{CoverageClass, RequestCoverage, Sides, Vantage};
-    use meshdiff_model::{Attribution, Crossing, Evidence, HopProtocol, WallTime};
-
-    fn named(name: &str) -> Workload {
-        Workload { workload: Some(name.to_owned()), ..Workload::unknown() }
-    }
-
-    /// A request from one workload to another that begins at `start`: 10 ns of network, the rest the application.
-    fn request(client: &str, server: &str, start: u64, total: i64) -> AttributedRequest {
-        let attribution = Attribution::of(DurationNs(total))
-            .add(Segment::Network, DurationNs(10), Evidence::Kernel)
-            .add(Segment::ServerApp, DurationNs(total - 10), Evidence::Kernel)
-            .build()
-            .expect("telescopes");
-        AttributedRequest {
-            id: format!("{start}"),
-            request_id: None,
-            protocol: HopProtocol::Http11,
-            method: None,
-            path: None,
-            response_code: Some(200),
-            response_flags: vec![],
-            attempts: Some(1),
-            tries: vec![],
-            grpc_status: None,
-            client: named(client),
-            server: named(server),
-            start: WallTime(0),
-            start_monotonic: Some(MonotonicNs(start)),
-            vantage: Vantage::App,
-            attribution,
-            coverage: RequestCoverage {
-                class: CoverageClass::Full,
-                halves: Sides::Both,
-                kernel: Sides::Both,
-                reason: None,
-            },
-            sockets: [None; 6],
-            request_crossings: [Crossing::default(); 3],
-            response_crossings: [Crossing::default(); 3],
-            connection_setup: None,
-            client_connect: None,
-            parent: None,
-            children: vec![],
-        }
-    }
+    use crate::samples::{named, request};
 
     fn app(places: &Places, name: &str) -> i64 {
         places.get(&(PartKind::Application, named(name))).map_or(0, |d| d.0)

@@ -2,15 +2,17 @@
 //! `schema/report.v1.json`.
 //!
 //! Fields beyond the contract are additive: `meta`, `verdict` and `verdictText`, `coverage.partialReasons`,
-//! `coverage.negativeSegments`, `coverage.notes`, `coverage.metricsMissing`, `hops[].near`, `slowest`, and of `connections` everything but pod, process,
+//! `coverage.negativeSegments`, `coverage.notes`, `coverage.metricsMissing`, `hops[].near`, `breakdowns` (only where they were asked for), `slowest`, and of `connections` everything but pod, process,
 //! peer, side, protocol and metrics. What was not measured is absent (metrics, with the reason in `coverage.metricsMissing`), or `null` where a
 //! recording does not say: `coverage.probeTier`, `coverage.probeCostNsPerEvent`, `hops[].total` (no full request), `verdict`.
 
+mod breakdowns;
 mod connections;
 
 use crate::safe::harmless_json;
 use crate::wire::{RequestLine, Rfc3339};
 use crate::{REPORT_SCHEMA, RenderError, ReportMeta, verdict};
+use breakdowns::BreakdownLine;
 use connections::{Buckets, Connection};
 use meshdiff_analyzer::{Coverage, Distribution, Finding, HopSummary, NearQuantile, Report, SegmentStats, Verdict};
 use meshdiff_model::{DurationNs, HopProtocol, ProbeTier, SegmentMap, Workload, WorkloadSource};
@@ -46,6 +48,8 @@ struct Document<'a> {
     verdict_text: String,
     verdict: Option<VerdictLine<'a>>,
     hops: Vec<Hop<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    breakdowns: Vec<BreakdownLine<'a>>,
     connections: Vec<Connection<'a>>,
     findings: Vec<FindingLine<'a>>,
     slowest: Vec<RequestLine<'a>>,
@@ -81,6 +85,10 @@ struct CoverageLine<'a> {
     client_messages_seen: u64,
     negative_segments: u64,
     lost_kernel_events: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    skipped_runs: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    vanished_sockets: u64,
     lost_access_logs_estimate: u64,
     probe_tier: Option<ProbeTier>,
     probe_cost_ns_per_event: Option<u64>,
@@ -172,6 +180,14 @@ struct Hop<'a> {
     client: End<'a>,
     server: End<'a>,
     protocol: HopProtocol,
+    #[serde(flatten)]
+    numbers: Numbers<'a>,
+}
+
+/// What some requests of a hop were like.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Numbers<'a> {
     requests: u64,
     n: u64,
     response_codes: &'a BTreeMap<u16, u64>,
@@ -188,6 +204,12 @@ struct Near<'a> {
     n: u64,
     total_ns: DurationNs,
     segments: &'a SegmentMap,
+}
+
+/// For counts that are told where there is something to tell.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives references")]
+const fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 fn segments<S: Serializer>(
@@ -259,6 +281,7 @@ impl<'a> Document<'a> {
             verdict_text: verdict::sentence_text(r),
             verdict: r.verdict.as_ref().map(VerdictLine::of),
             hops: r.hops.iter().map(Hop::of).collect(),
+            breakdowns: r.breakdowns.iter().map(BreakdownLine::of).collect(),
             connections: r.lines.iter().enumerate().flat_map(|(i, l)| Connection::of(i, l, buckets)).collect(),
             findings: r.findings.iter().map(FindingLine::of).collect(),
             slowest: r.slowest.iter().map(|request| RequestLine::of(request, true, Some(&r.slowest))).collect(),
@@ -278,6 +301,8 @@ impl<'a> CoverageLine<'a> {
             client_messages_seen: c.client_messages_seen,
             negative_segments: c.negative_segments,
             lost_kernel_events: c.lost_kernel_events,
+            skipped_runs: c.skipped_runs,
+            vanished_sockets: c.vanished_sockets,
             lost_access_logs_estimate: c.lost_access_logs_estimate,
             probe_tier: c.probe_tier,
             probe_cost_ns_per_event: c.probe_cost_ns_per_event,
@@ -316,10 +341,13 @@ impl<'a> VerdictLine<'a> {
 
 impl<'a> Hop<'a> {
     fn of(h: &'a HopSummary) -> Self {
+        Self { client: End::of(&h.client), server: End::of(&h.server), protocol: h.protocol, numbers: Numbers::of(h) }
+    }
+}
+
+impl<'a> Numbers<'a> {
+    fn of(h: &'a HopSummary) -> Self {
         Self {
-            client: End::of(&h.client),
-            server: End::of(&h.server),
-            protocol: h.protocol,
             requests: h.requests,
             n: h.n,
             response_codes: &h.response_codes,

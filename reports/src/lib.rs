@@ -11,6 +11,7 @@ pub mod otlp;
 pub mod requests;
 pub mod table;
 
+mod breakdown;
 mod clocks;
 mod lines;
 mod safe;

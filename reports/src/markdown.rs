@@ -2,13 +2,15 @@
 
 use crate::safe::visible;
 use crate::verdict::{self, Trust};
-use crate::{RenderError, ReportMeta, lines, summary, text};
-use meshdiff_analyzer::{Coverage, Level, LineSummary, Report};
+use crate::{RenderError, ReportMeta, breakdown, lines, summary, text};
+use meshdiff_analyzer::{Coverage, HopSummary, Level, LineSummary, Report};
 use meshdiff_model::DurationNs;
 use std::io::Write;
 
 /// Rows of the hops' table; the rest is counted.
 const MAX_HOPS: usize = 30;
+/// Rows of a breakdown's table; the rest is counted.
+const MAX_ROWS: usize = 60;
 /// Rows of the connections' table; the rest is counted.
 const MAX_LINES: usize = 15;
 /// Places in the list under the verdict.
@@ -35,6 +37,7 @@ pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result
     places(report, out)?;
     coverage(&report.coverage, out)?;
     hops(report, out)?;
+    breakdowns(report, out)?;
     findings(report, out)?;
     connections(report, out)?;
     writeln!(
@@ -111,26 +114,71 @@ fn hops(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
     )?;
     let names = summary::Names::of(report);
     for hop in report.hops.iter().take(MAX_HOPS) {
-        let total = |f: fn(&meshdiff_analyzer::Distribution) -> DurationNs| {
-            hop.total.as_ref().map_or_else(|| "–".to_owned(), |d| text::duration(f(d)))
-        };
-        let shares = summary::shares(hop).map(|s| s.map_or_else(|| "–".into(), |s| escape(&text::share(s))));
-        writeln!(
-            out,
-            "| {} → {} | {} | {} | {} | {} | {} |",
-            code(&names.name(&hop.client)),
-            code(&names.name(&hop.server)),
-            text::count(hop.requests),
-            total(|d| d.mean),
-            total(|d| d.p50),
-            total(|d| d.p99),
-            shares.join(" | "),
-        )?;
+        let ends = format!("{} → {}", code(&names.name(&hop.client)), code(&names.name(&hop.server)));
+        writeln!(out, "| {ends} | {} |", numbers(hop, false))?;
     }
     if report.hops.len() > MAX_HOPS {
         writeln!(out, "\n{} more hops in the JSON report.", report.hops.len() - MAX_HOPS)?;
     }
     writeln!(out)?;
+    Ok(())
+}
+
+/// Requests, mean, median, 99th percentile and shares, as cells; of few requests it is said that they are.
+fn numbers(hop: &HopSummary, few: bool) -> String {
+    let total = |f: fn(&meshdiff_analyzer::Distribution) -> DurationNs| {
+        hop.total.as_ref().map_or_else(|| "–".to_owned(), |d| text::duration(f(d)))
+    };
+    let shares = summary::shares(hop).map(|s| s.map_or_else(|| "–".into(), |s| escape(&text::share(s))));
+    format!(
+        "{}{} | {} | {} | {} | {}",
+        text::count(hop.requests),
+        if few { " (few)" } else { "" },
+        total(|d| d.mean),
+        total(|d| d.p50),
+        total(|d| d.p99),
+        shares.join(" | "),
+    )
+}
+
+/// Hops told apart by zone and the like, if that was asked for.
+fn breakdowns(report: &Report, out: &mut impl Write) -> Result<(), RenderError> {
+    let names = summary::Names::of(report);
+    for b in &report.breakdowns {
+        writeln!(out, "### {}\n", breakdown::title(b.by))?;
+        writeln!(
+            out,
+            "| client → server | {} | requests | full | mean | p50 | p99 | app | its calls | sidecars | loopback | network | other |\n\
+             |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+            b.by.as_str()
+        )?;
+        let rows: Vec<_> = b.hops.iter().flat_map(|hop| hop.rows.iter().map(move |row| (hop, row))).collect();
+        for (hop, row) in rows.iter().take(MAX_ROWS) {
+            let ends = format!("{} → {}", code(&names.name(&hop.client)), code(&names.name(&hop.server)));
+            let crossing = breakdown::crossing(b.by, row).map_or_else(String::new, |word| format!(" **{word}**"));
+            let numbers = numbers(&row.summary, row.few);
+            let (requests, rest) = numbers.split_once(" | ").unwrap_or((&numbers, ""));
+            let full = escape(&text::ratio(row.summary.n, row.summary.requests));
+            writeln!(out, "| {ends} | {}{crossing} | {requests} | {full} | {rest} |", escape(&breakdown::values(row)))?;
+        }
+        if rows.len() > MAX_ROWS {
+            writeln!(out, "\n{} more rows in the JSON report.", rows.len() - MAX_ROWS)?;
+        }
+        writeln!(out)?;
+        for hop in &b.hops {
+            if let Some(c) = &hop.crossed {
+                let ends = format!("{} → {}", code(&names.name(&hop.client)), code(&names.name(&hop.server)));
+                writeln!(out, "- {ends}: {}", escape(&breakdown::crossed(b.by, c)))?;
+            }
+        }
+        let unknown = breakdown::unknown(b);
+        for sentence in &unknown {
+            writeln!(out, "- {}", escape(sentence))?;
+        }
+        if !unknown.is_empty() || b.hops.iter().any(|h| h.crossed.is_some()) {
+            writeln!(out)?;
+        }
+    }
     Ok(())
 }
 

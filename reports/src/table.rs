@@ -3,9 +3,9 @@
 
 use crate::safe::{shorten, visible};
 use crate::verdict::{self, Trust};
-use crate::{RenderError, ReportMeta, lines, summary, text};
+use crate::{RenderError, ReportMeta, breakdown, lines, summary, text};
 use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
-use meshdiff_analyzer::{Coverage, Distribution, EndMetrics, Level, LineSummary, Report};
+use meshdiff_analyzer::{Coverage, Distribution, EndMetrics, HopSummary, Level, LineSummary, Report};
 use meshdiff_model::{DurationNs, IoMetrics};
 use std::io::Write;
 
@@ -24,6 +24,8 @@ pub struct TableOptions {
 const NARROW: u16 = 116;
 /// Rows of hops without `wide`; the rest is counted.
 const MAX_HOPS: usize = 40;
+/// Rows of a breakdown without `wide`; the rest is counted.
+const MAX_ROWS: usize = 80;
 /// Longest subject of a finding, which may be two ends of a line.
 const MAX_SUBJECT: usize = 100;
 /// Longest name of a workload.
@@ -51,6 +53,7 @@ pub fn write(
     places(report, options, out)?;
     coverage(&report.coverage, options, style, out)?;
     hops(report, options, out)?;
+    breakdowns(report, options, out)?;
     findings(report, options, style, out)?;
     if options.wide {
         segments(report, options, out)?;
@@ -221,48 +224,112 @@ fn hops(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result
         return Ok(());
     }
     let names = summary::Names::of(report);
-    let narrow = options.width.is_some_and(|w| w < NARROW) && !options.wide;
-    let mut header = vec!["client → server"];
-    if options.wide {
-        header.push("protocol");
-    }
-    header.push("requests");
-    header.extend(if narrow { &["mean", "p50", "p99", "most of it"][..] } else { &["full", "mean", "p50"] });
-    if !narrow {
-        header.extend(if options.wide { &["p90", "p99", "p99.9"][..] } else { &["p99"] });
-        header.extend(summary::SHARES);
-    }
+    let header = columns(options, &["client → server"]);
     let mut t = table(options, &header, if options.wide { 2 } else { 1 });
     let shown = if options.wide { report.hops.len() } else { MAX_HOPS };
     for hop in report.hops.iter().take(shown) {
-        let d = hop.total.as_ref();
         let mut row = vec![format!("{} → {}", name(&names.name(&hop.client)), name(&names.name(&hop.server)))];
-        if options.wide {
-            row.push(hop.protocol.as_str().into());
-        }
-        row.push(text::count(hop.requests));
-        if !narrow {
-            row.push(text::count(hop.n));
-        }
-        row.extend([time(d, |d| d.mean), time(d, |d| d.p50)]);
-        if options.wide {
-            row.push(time(d, |d| d.p90));
-        }
-        row.push(time(d, |d| d.p99));
-        if options.wide {
-            row.push(time(d, |d| d.p999));
-        }
-        let shares = summary::shares(hop);
-        if narrow {
-            row.push(largest(&shares));
-        } else {
-            row.extend(shares.map(|s| s.map_or_else(|| "–".into(), text::share)));
-        }
+        row.extend(numbers(options, hop, false));
         t.add_row(row);
     }
     print(&t, out)?;
     if report.hops.len() > shown {
         writeln!(out, "{} more hops with --format json.\n", report.hops.len() - shown)?;
+    }
+    Ok(())
+}
+
+fn is_narrow(options: &TableOptions) -> bool {
+    options.width.is_some_and(|w| w < NARROW) && !options.wide
+}
+
+/// The headings of [`numbers`] after those of what the row is about.
+fn columns<'a>(options: &TableOptions, first: &[&'a str]) -> Vec<&'a str> {
+    let mut header = first.to_vec();
+    if options.wide {
+        header.push("protocol");
+    }
+    header.push("requests");
+    if is_narrow(options) {
+        header.extend(["mean", "p50", "p99", "most of it"]);
+        return header;
+    }
+    header.extend(["full", "mean", "p50"]);
+    header.extend(if options.wide { &["p90", "p99", "p99.9"][..] } else { &["p99"] });
+    header.extend(summary::SHARES);
+    header
+}
+
+/// What some requests of a hop were like; of few of them it is said that they are.
+fn numbers(options: &TableOptions, hop: &HopSummary, few: bool) -> Vec<String> {
+    let d = hop.total.as_ref();
+    let mut row = Vec::new();
+    if options.wide {
+        row.push(hop.protocol.as_str().into());
+    }
+    let narrow = is_narrow(options);
+    let marked = |n: String, here: bool| if few && here { format!("{n} (few)") } else { n };
+    row.push(marked(text::count(hop.requests), narrow));
+    if !narrow {
+        row.push(marked(text::count(hop.n), true));
+    }
+    row.extend([time(d, |d| d.mean), time(d, |d| d.p50)]);
+    if options.wide {
+        row.push(time(d, |d| d.p90));
+    }
+    row.push(time(d, |d| d.p99));
+    if options.wide {
+        row.push(time(d, |d| d.p999));
+    }
+    let shares = summary::shares(hop);
+    if narrow {
+        row.push(largest(&shares));
+    } else {
+        row.extend(shares.map(|s| s.map_or_else(|| "–".into(), text::share)));
+    }
+    row
+}
+
+/// Hops told apart by zone and the like, if that was asked for.
+fn breakdowns(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
+    let names = summary::Names::of(report);
+    for b in &report.breakdowns {
+        writeln!(out, "{}", breakdown::title(b.by))?;
+        let header = columns(options, &["client → server", b.by.as_str()]);
+        let mut t = table(options, &header, if options.wide { 3 } else { 2 });
+        let rows: Vec<_> = b.hops.iter().flat_map(|hop| hop.rows.iter().map(move |row| (hop, row))).collect();
+        let shown = if options.wide { rows.len() } else { MAX_ROWS };
+        for (hop, row) in rows.iter().take(shown) {
+            let crossing = breakdown::crossing(b.by, row).map_or_else(String::new, |word| format!(" ({word})"));
+            let mut cells = vec![
+                format!("{} → {}", name(&names.name(&hop.client)), name(&names.name(&hop.server))),
+                format!("{}{crossing}", breakdown::values(row)),
+            ];
+            cells.extend(numbers(options, &row.summary, row.few));
+            t.add_row(cells);
+        }
+        print(&t, out)?;
+        if rows.len() > shown {
+            writeln!(out, "{} more rows with --wide or --format json.\n", rows.len() - shown)?;
+        }
+        let crossed = b.hops.iter().filter_map(|hop| Some((hop, hop.crossed.as_ref()?)));
+        let crossed = crossed.map(|(hop, c)| {
+            let ends = format!("{} → {}", name(&names.name(&hop.client)), name(&names.name(&hop.server)));
+            format!("{ends}: {}", breakdown::crossed(b.by, c))
+        });
+        let sentences: Vec<String> = crossed.chain(breakdown::unknown(b)).collect();
+        for line in sentences.iter().flat_map(|s| wrap(s, options.width)) {
+            writeln!(out, "{line}")?;
+        }
+        if !sentences.is_empty() {
+            writeln!(out)?;
+        }
+        if options.wide {
+            for (hop, row) in rows {
+                let ends = format!("{} → {}", name(&names.name(&hop.client)), name(&names.name(&hop.server)));
+                segments_of(&format!("{ends}, {}", breakdown::values(row)), &row.summary, options, out)?;
+            }
+        }
     }
     Ok(())
 }
@@ -309,27 +376,35 @@ pub(crate) fn evidence(name: &str, value: f64) -> String {
 
 fn segments(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
     let names = summary::Names::of(report);
-    for hop in report.hops.iter().filter(|h| !h.segments.is_empty()) {
-        writeln!(out, "{} → {}", name(&names.name(&hop.client)), name(&names.name(&hop.server)))?;
-        let mut t = table(options, &["segment", "mean", "95% interval", "p50", "p90", "p99", "share"], 1);
-        for (segment, s) in &hop.segments {
-            let d = Some(&s.distribution);
-            t.add_row([
-                format!("  {}", segment.as_str()),
-                time(d, |d| d.mean),
-                format!("{} … {}", text::duration(s.mean_ci95.0), text::duration(s.mean_ci95.1)),
-                time(d, |d| d.p50),
-                time(d, |d| d.p90),
-                time(d, |d| d.p99),
-                text::share(s.share),
-            ]);
-            for (detail, mean) in &s.details {
-                t.add_row([format!("    {}", detail.as_str()), text::duration(*mean)]);
-            }
-        }
-        print(&t, out)?;
+    for hop in &report.hops {
+        let ends = format!("{} → {}", name(&names.name(&hop.client)), name(&names.name(&hop.server)));
+        segments_of(&ends, hop, options, out)?;
     }
     Ok(())
+}
+
+fn segments_of(title: &str, hop: &HopSummary, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {
+    if hop.segments.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "{title}")?;
+    let mut t = table(options, &["segment", "mean", "95% interval", "p50", "p90", "p99", "share"], 1);
+    for (segment, s) in &hop.segments {
+        let d = Some(&s.distribution);
+        t.add_row([
+            format!("  {}", segment.as_str()),
+            time(d, |d| d.mean),
+            format!("{} … {}", text::duration(s.mean_ci95.0), text::duration(s.mean_ci95.1)),
+            time(d, |d| d.p50),
+            time(d, |d| d.p90),
+            time(d, |d| d.p99),
+            text::share(s.share),
+        ]);
+        for (detail, mean) in &s.details {
+            t.add_row([format!("    {}", detail.as_str()), text::duration(*mean)]);
+        }
+    }
+    print(&t, out)
 }
 
 fn connections(report: &Report, options: &TableOptions, out: &mut impl Write) -> Result<(), RenderError> {

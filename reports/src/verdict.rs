@@ -160,6 +160,16 @@ pub(crate) fn trust(c: &Coverage) -> (Trust, Vec<String>) {
             text::counted(c.negative_segments, "segment is", "segments are")
         ));
     }
+    // Few of them are usual, and what they would have told may not matter: they are said, and judged by what is not full.
+    if c.skipped_runs > 0 {
+        why.push(format!(
+            "The kernel left out {} of probes: events may be missing.",
+            text::counted(c.skipped_runs, "run", "runs")
+        ));
+    }
+    if c.vanished_sockets > 0 {
+        why.push(format!("The end of {} was not seen.", text::counted(c.vanished_sockets, "socket", "sockets")));
+    }
     (trust, why)
 }
 
@@ -202,6 +212,7 @@ mod tests {
             coverage,
             verdict,
             hops: vec![],
+            breakdowns: vec![],
             lines: vec![],
             findings: vec![],
             slowest: vec![],
@@ -238,6 +249,12 @@ mod tests {
         let full = Coverage { requests: 100, full: 100, ..Coverage::default() };
         assert_eq!(trust(&full), (Trust::Good, vec![]));
         assert_eq!(trust(&Coverage { lost_kernel_events: 1, ..full.clone() }).0, Trust::Limited);
+        let (good, said) = trust(&Coverage { skipped_runs: 3, vanished_sockets: 1, ..full.clone() });
+        assert_eq!(good, Trust::Good);
+        assert_eq!(
+            said,
+            ["The kernel left out 3 runs of probes: events may be missing.", "The end of 1 socket was not seen."]
+        );
         assert_eq!(trust(&Coverage { full: 94, ..full.clone() }).0, Trust::Limited);
         assert_eq!(trust(&Coverage { full: 49, ..full }).0, Trust::Poor);
         assert_eq!(trust(&Coverage::default()).0, Trust::Poor);

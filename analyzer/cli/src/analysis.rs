@@ -9,8 +9,8 @@ use meshdiff_capture::{Capture, CaptureData};
 use meshdiff_discovery::{Owners, service_of_cluster};
 use meshdiff_graph::lines::MetricsInput;
 use meshdiff_graph::{Directory, HopInput, MeshGraph};
-use meshdiff_model::{Metric as Unmeasured, MonotonicNs, NodeId, ProbeTier, Proxy, WallTime, Workload, WorkloadSource};
-use std::collections::BTreeSet;
+use meshdiff_model::{AttributionError, Metric as Unmeasured, MonotonicNs, NodeId, ProbeTier, Proxy, WallTime, Workload, WorkloadSource};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -27,15 +27,38 @@ pub(crate) struct Analysis {
     pub(crate) namespace: Option<String>,
     /// The connection metrics that the capture lacks, each with the reason.
     pub(crate) missing_metrics: MissingMetrics,
+    /// Who owned what.
+    pub(crate) directory: ByProxies,
 }
 
-/// Who owns what, by what the proxies said of themselves.
+/// Who owns what, by what the proxies said of themselves and Kubernetes of their pods.
 pub(crate) struct ByProxies(Owners);
 
 impl ByProxies {
     /// What these proxies say.
     pub(crate) fn of(proxies: &[Proxy]) -> Self {
         Self(Owners::from_proxies(proxies))
+    }
+
+    /// What a capture's proxies say, and what Kubernetes said of its pods.
+    pub(crate) fn of_capture(data: &CaptureData) -> Self {
+        let pods = data.meta.kubernetes.as_ref().map_or(&[][..], |k| &k.pods);
+        // When each logged matters only where an address was more than one's.
+        let contested = Owners::contested(&data.proxies, pods);
+        let mut logged: BTreeMap<NodeId, (WallTime, WallTime)> = BTreeMap::new();
+        for log in data.access_logs.iter().filter(|_| !contested.is_empty()) {
+            if contested.contains(&log.node) {
+                let at = log.start_time;
+                let span = logged.entry(log.node.clone()).or_insert((at, at));
+                *span = (span.0.min(at), span.1.max(at));
+            }
+        }
+        Self(Owners::of(&data.proxies, pods, &logged))
+    }
+
+    /// Everything that is known.
+    pub(crate) const fn owners(&self) -> &Owners {
+        &self.0
     }
 }
 
@@ -45,6 +68,9 @@ impl Directory for ByProxies {
     }
     fn by_address(&self, ip: IpAddr) -> Option<Workload> {
         known(self.0.workload_of_ip(ip))
+    }
+    fn by_address_at(&self, ip: IpAddr, at: WallTime) -> Option<Workload> {
+        known(self.0.workload_of_ip_at(ip, at))
     }
     fn service_of_cluster(&self, cluster: &str) -> Option<(String, Option<String>)> {
         let service = service_of_cluster(cluster)?.service()?;
@@ -92,6 +118,18 @@ fn read(args: &SourceArgs) -> Result<Source, Failure> {
         let name = "what the agents have".to_owned();
         return Ok(Source { data, name, source, notes, namespace, filter, since: Some(since), whole: Some(whole) });
     };
+    if let Some(cluster::Recorded { merged, cluster, recorded }) = cluster::recorded(path)? {
+        return Ok(Source {
+            data: merged.data,
+            name: path.display().to_string(),
+            source: format!("recording {} of {cluster}", path.display()),
+            notes: merged.notes,
+            namespace: args.namespace.clone(),
+            filter: None,
+            since: args.since.or(Some(recorded)),
+            whole: Some(merged.whole),
+        });
+    }
     let data = Capture::open(path)?.read()?;
     let notes = data.warnings();
     Ok(Source {
@@ -111,39 +149,15 @@ fn read(args: &SourceArgs) -> Result<Source, Failure> {
 /// Fails if there is none, if it does not hold what is needed, or no request in the namespace or time that was asked for.
 pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure> {
     let Source { mut data, name: path, source, mut notes, namespace: asked, filter, since, whole } = read(args)?;
-    // Reports of what was not over are in the capture; hops are made of what ended.
-    data.access_logs.retain(|log| log.access_log_type.tells_of_an_end());
-    let earlier = leave_out_what_ended_before(&mut data);
-    if earlier > 0 {
-        tracing::info!(earlier, "log entries of requests that had ended when the recording began are left out");
-    }
-    let directory = ByProxies::of(&data.proxies);
+    let Joined { mut mesh, directory, requests: mut all, errors } = join(&mut data, whole);
     let end = window_end(&data);
-    let input = HopInput {
-        sockets: &data.sockets,
-        messages: &data.messages,
-        http2: &data.http2_streams,
-        access_logs: &data.access_logs,
-        clock: &data.meta.clock,
-        window: whole.unwrap_or((data.meta.start.monotonic, end)),
-    };
-    let mut mesh = MeshGraph::build(input, &data.processes, &directory);
-    let (mut all, errors) = attribute_all(&mesh, &directory, &data.meta.clock);
     if whole.is_some() {
         // Nodes do not begin and end at one instant: what only some of them saw is joined with, and not reported.
         let wall = |at| data.meta.clock.to_wall(at).unwrap_or(data.meta.start.wall);
         let (from, to) = (wall(data.meta.start.monotonic), wall(end));
         all = select_by(all, |r| from <= r.start && r.start <= to);
     }
-    if let Some(first) = errors.first() {
-        notes.push(format!("{} requests contradict themselves and were left out: {first}", errors.len()));
-    }
-    match mesh.tcp_connections_logged {
-        0 => {}
-        n => notes.push(format!(
-            "{n} TCP connections that the sidecars logged are in the capture; only HTTP requests are split"
-        )),
-    }
+    notes.extend(notes_of(&mesh, errors.len(), errors.first()));
     let has_lines = |namespace: Option<&str>| {
         let lines = || meshdiff_analyzer::lines(&mesh.topology, namespace, &MissingMetrics::new(), &data.meta.clock);
         need == Need::RequestsOrLines && !lines().is_empty()
@@ -195,11 +209,58 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
     }
     let missing_metrics = measure(&mut mesh, &data, since.and_then(|s| data.meta.clock.to_monotonic(s)));
     let start = since.map_or(data.meta.start.wall, |s| WallTime(s.0.max(data.meta.start.wall.0)));
-    Ok(Analysis { source, mesh, requests, notes, window: (start, end_wall), namespace: asked, missing_metrics, data })
+    Ok(Analysis { source, mesh, requests, notes, window: (start, end_wall), namespace: asked, missing_metrics, directory, data })
+}
+
+/// What is said of requests that contradict themselves, of which this is the first, and of connections that are none.
+pub(crate) fn notes_of(mesh: &MeshGraph, contradictions: usize, first: Option<impl std::fmt::Display>) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(first) = first {
+        notes.push(format!("{contradictions} requests contradict themselves and were left out: {first}"));
+    }
+    match mesh.tcp_connections_logged {
+        0 => {}
+        n => notes.push(format!(
+            "{n} TCP connections that the sidecars logged are in the capture; only HTTP requests are split"
+        )),
+    }
+    notes
+}
+
+/// What a capture's rows say together.
+pub(crate) struct Joined {
+    pub(crate) mesh: MeshGraph,
+    pub(crate) directory: ByProxies,
+    /// In order of start.
+    pub(crate) requests: Vec<AttributedRequest>,
+    /// One for each request that contradicts itself.
+    pub(crate) errors: Vec<AttributionError>,
+}
+
+/// Joins a capture and attributes its requests. `whole`: first and last instant, where they are not the capture's own.
+pub(crate) fn join(data: &mut CaptureData, whole: Option<(MonotonicNs, MonotonicNs)>) -> Joined {
+    // Reports of what was not over are in the capture; hops are made of what ended.
+    data.access_logs.retain(|log| log.access_log_type.tells_of_an_end());
+    let earlier = leave_out_what_ended_before(data);
+    if earlier > 0 {
+        tracing::info!(earlier, "log entries of requests that had ended when the recording began are left out");
+    }
+    let directory = ByProxies::of_capture(data);
+    let input = HopInput {
+        sockets: &data.sockets,
+        messages: &data.messages,
+        http2: &data.http2_streams,
+        access_logs: &data.access_logs,
+        clock: &data.meta.clock,
+        window: whole.unwrap_or((data.meta.start.monotonic, window_end(data))),
+    };
+    let mesh = MeshGraph::build(input, &data.processes, &directory);
+    let (requests, errors) = attribute_all(&mesh, &directory, &data.meta.clock);
+    Joined { mesh, directory, requests, errors }
 }
 
 /// Puts the sockets' metrics on the lines of the process topology, and says which ones the capture lacks.
-fn measure(mesh: &mut MeshGraph, data: &CaptureData, since: Option<MonotonicNs>) -> MissingMetrics {
+pub(crate) fn measure(mesh: &mut MeshGraph, data: &CaptureData, since: Option<MonotonicNs>) -> MissingMetrics {
     // What was recorded before there were metrics has messages and sockets, which tell some of them.
     let old = data.metrics.is_empty() && !data.messages.is_empty();
     let from_messages = old && since.is_none();

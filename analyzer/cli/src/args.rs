@@ -28,8 +28,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Record on this machine: probes and access logs, into a capture
-    Record(RecordArgs),
+    /// Record on this machine, or in a cluster with --namespace: probes and access logs, into a capture
+    Record(Box<RecordArgs>),
     /// Say where the time went: as a table, HTML, JSON or Markdown
     Report(ReportArgs),
     /// Print one line of JSON for each request that a client sent
@@ -47,13 +47,25 @@ pub(crate) enum Command {
     },
 }
 
-/// Record on this machine: probes and access logs, into a capture.
+/// The size of the kernel's ring buffer in MiB, if nothing else is said.
+pub(crate) const RING_SIZE: u32 = 16;
+/// What means a recording in a cluster.
+const OF_A_CLUSTER: [&str; 6] = ["targets", "namespace", "all_namespaces", "selector", "context", "kubeconfig"];
+
+/// Record on this machine, or in a cluster: probes and access logs, into a capture.
 ///
-/// Watches every network namespace but the host's that has an Envoy or a listener on 15001 or 15006, looking again every second.
+/// With a namespace or workloads, in a cluster in which no agents are installed: starts one for the time of the recording on each node that has
+/// pods with a sidecar there, fetches what they recorded through the API server, and removes them, whatever happens. Where agents are
+/// installed it uses those. Ctrl-C ends the recording and keeps what there is.
+///
+/// Without, on this machine. Watches every network namespace but the host's that has an Envoy or a listener on 15001 or 15006, looking again every second.
 /// Ends after --duration or on Ctrl-C, then waits 3 s for the access logs that Envoy still holds (a second Ctrl-C ends that at once).
 /// Whatever ends it, what was recorded until a second before stays readable.
 #[derive(Debug, Args)]
 pub(crate) struct RecordArgs {
+    /// Record in a cluster, on the nodes of these workloads' pods: deploy/NAME, sts/NAME, ds/NAME, svc/NAME or pod/NAME
+    #[arg(value_name = "KIND/NAME", conflicts_with = "selector", help_heading = "Cluster")]
+    pub(crate) targets: Vec<String>,
     /// The capture: a folder, which must not exist or be empty
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: PathBuf,
@@ -61,10 +73,10 @@ pub(crate) struct RecordArgs {
     #[arg(short, long, value_name = "TIME", value_parser = duration)]
     pub(crate) duration: Option<Duration>,
     /// Address of the access log endpoint, to which the sidecars' ALS settings must point
-    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:9901")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:9901", conflicts_with_all = OF_A_CLUSTER)]
     pub(crate) als_listen: SocketAddr,
     /// Serve the access log endpoint with TLS: its certificate, and those between it and the root, as PEM. Read again when it changes
-    #[arg(long, value_name = "FILE", requires = "als_tls_key")]
+    #[arg(long, value_name = "FILE", requires = "als_tls_key", conflicts_with_all = OF_A_CLUSTER)]
     pub(crate) als_tls_cert: Option<PathBuf>,
     /// The certificate's private key, as PEM
     #[arg(long, value_name = "FILE", requires = "als_tls_cert")]
@@ -76,32 +88,75 @@ pub(crate) struct RecordArgs {
     #[arg(long)]
     pub(crate) no_probes: bool,
     /// Watch this network namespace only: a name of `ip netns`, a path, or an inode number (can be repeated)
-    #[arg(long, value_name = "NETNS", conflicts_with_all = ["all_netns", "no_probes"])]
+    #[arg(long, value_name = "NETNS", conflicts_with_all = ["all_netns", "no_probes"], conflicts_with_all = OF_A_CLUSTER)]
     pub(crate) netns: Vec<String>,
     /// Watch the network namespace of this process only (can be repeated)
-    #[arg(long, value_name = "PID", conflicts_with_all = ["all_netns", "no_probes"])]
+    #[arg(long, value_name = "PID", conflicts_with_all = ["all_netns", "no_probes"], conflicts_with_all = OF_A_CLUSTER)]
     pub(crate) pid: Vec<u32>,
     /// Watch every network namespace, the host's too
-    #[arg(long, conflicts_with = "no_probes")]
+    #[arg(long, conflicts_with = "no_probes", conflicts_with_all = OF_A_CLUSTER)]
     pub(crate) all_netns: bool,
     /// Replace the capture in the output folder
     #[arg(long)]
     pub(crate) force: bool,
     /// Also keep every single socket event (large; for looking into meshdiff itself)
-    #[arg(long, conflicts_with = "no_probes")]
+    #[arg(long, conflicts_with = "no_probes", conflicts_with_all = OF_A_CLUSTER)]
     pub(crate) raw: bool,
     /// Tell the requests of applications that encrypt them themselves with a shared OpenSSL, by following its calls
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = TlsUprobes::Auto)]
     pub(crate) tls_uprobes: TlsUprobes,
     /// Size of the kernel's ring buffer in MiB, a power of two: more for busier nodes
-    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "MIB", default_value_t = RING_SIZE, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) ring_size: u32,
+    /// Name of this machine as a node in Kubernetes: what its API server (by KUBECONFIG, or a service account) says of this node's pods is kept, too
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
+    pub(crate) node_name: Option<String>,
     /// When the recording has ended, put it into this ClickHouse as well (see `meshdiff store --help`)
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// No progress on stderr
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    #[command(flatten)]
+    pub(crate) in_cluster: RecordClusterArgs,
+}
+
+impl RecordArgs {
+    /// True if a cluster is to be recorded, and not this machine.
+    pub(crate) fn is_of_a_cluster(&self) -> bool {
+        let of = &self.in_cluster;
+        !self.targets.is_empty()
+            || of.namespace.is_some()
+            || of.all_namespaces
+            || of.selector.is_some()
+            || crate::cluster::is_named(&of.cluster)
+    }
+}
+
+/// What of a cluster is recorded, and with what.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct RecordClusterArgs {
+    /// Record in a cluster: pods of this namespace. The context's if only workloads, labels or a context are given
+    #[arg(short, long, value_name = "NS", conflicts_with = "all_namespaces")]
+    pub(crate) namespace: Option<String>,
+    /// Record in a cluster: pods of all namespaces but kube-system
+    #[arg(short = 'A', long)]
+    pub(crate) all_namespaces: bool,
+    /// Record in a cluster, on the nodes of pods with these labels, for instance app=reviews
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    pub(crate) selector: Option<String>,
+    /// Image of the agents that are started; that of deploy/ if left out
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+    /// How long agents may take to be ready; who is not by then is left out, and named
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "2m")]
+    pub(crate) start_within: Duration,
+    /// The namespace of istiod, whose settings are looked at
+    #[arg(long, value_name = "NS", default_value = "istio-system", value_parser = kubernetes_name)]
+    pub(crate) istio_namespace: String,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
 }
 
 /// Which cluster, and how its agents are reached.
@@ -164,6 +219,12 @@ pub(crate) struct ReportArgs {
     /// With --format table: every quantile, segment and detail, and what both sides of every connection measured
     #[arg(short, long)]
     pub(crate) wide: bool,
+    /// Tell the requests of each hop apart by this as well (can be repeated, or a list with commas)
+    #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]
+    pub(crate) by: Vec<crate::by::By>,
+    /// With --store: read all rows and join them here, also where the store can sum up
+    #[arg(long, requires = "store")]
+    pub(crate) join_here: bool,
     #[command(flatten)]
     pub(crate) otlp: OtlpArgs,
 }

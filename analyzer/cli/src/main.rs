@@ -6,6 +6,7 @@
 mod agent;
 mod analysis;
 mod args;
+mod by;
 mod check;
 mod cluster;
 mod exit;
@@ -51,7 +52,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Record(args) => store::record(args),
+        Command::Record(args) => store::record(*args),
         Command::Agent(args) => agent::run(&(*args).try_into()?),
         Command::Report(args) => report::report(&args),
         Command::Requests(args) => report::requests(&args),

@@ -1,10 +1,13 @@
 //! `report` and `requests`: from a capture to text.
 
-use crate::analysis::{Analysis, Need, analyse};
+use crate::analysis::{Need, analyse};
 use crate::args::{Format, ReportArgs, RequestsArgs};
+use crate::by;
 use crate::exit::Failure;
+use crate::store::{self, SummedReport};
 use anyhow::Context;
-use meshdiff_analyzer::ReportInput;
+use meshdiff_analyzer::{Report, ReportInput};
+use meshdiff_capture::Meta;
 use meshdiff_model::WallTime;
 use meshdiff_reports::table::TableOptions;
 use meshdiff_reports::{ReportMeta, html, json, markdown, requests, table};
@@ -15,30 +18,52 @@ use std::path::Path;
 /// `meshdiff report`.
 pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
     let format = format_of(args)?;
+    let (report, meta) = match summed(args)? {
+        Some(SummedReport { report, meta, source }) => (report, self::meta(&meta, &source)),
+        None => joined(args)?,
+    };
+    write(args, format, &report, &meta)
+}
+
+/// A report that the store sums up, if it was asked for one of its own, and for nothing that needs single requests.
+fn summed(args: &ReportArgs) -> Result<Option<SummedReport>, Failure> {
+    match &args.source.store {
+        Some(store) if !args.join_here && args.by.is_empty() && args.otlp.otlp.is_none() => store::summed(store, &args.source),
+        _ => Ok(None),
+    }
+}
+
+/// A report of requests that are joined here.
+fn joined(args: &ReportArgs) -> Result<(Report, ReportMeta), Failure> {
     let analysis = analyse(&args.source, Need::RequestsOrLines)?;
     crate::otlp::export(&args.otlp, &analysis)?;
-    let meta = meta(&analysis);
+    let meta = meta(&analysis.data.meta, &analysis.source);
     let input = ReportInput {
         window: analysis.window,
         namespace: analysis.namespace.clone(),
         probe_tier: Some(analysis.data.meta.probes.tier),
         probe_stats: analysis.data.meta.probes.stats,
-        notes: analysis.notes.clone(),
+        notes: [analysis.notes.clone(), by::notes(&analysis, &args.by)].concat(),
         missing_metrics: analysis.missing_metrics.clone(),
         clock: analysis.data.meta.clock.clone(),
     };
-    let report = meshdiff_analyzer::report(&analysis.requests, &analysis.mesh, input);
+    let report = meshdiff_analyzer::report(&analysis.requests, &analysis.mesh, input)
+        .with_breakdowns(by::breakdowns(&analysis, &args.by));
+    Ok((report, meta))
+}
+
+fn write(args: &ReportArgs, format: Format, report: &Report, meta: &ReportMeta) -> Result<(), Failure> {
     let render = |out: &mut dyn Write, terminal: bool| {
         let mut out = BufWriter::new(out);
         match format {
             Format::Table => {
                 let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
                 let width = terminal.then(terminal_width).flatten();
-                table::write(&report, &meta, &TableOptions { width, colour, wide: args.wide }, &mut out)?;
+                table::write(report, meta, &TableOptions { width, colour, wide: args.wide }, &mut out)?;
             }
-            Format::Html => html::write(&report, &meta, &mut out)?,
-            Format::Json => json::write(&report, &meta, &mut out)?,
-            Format::Markdown => markdown::write(&report, &meta, &mut out)?,
+            Format::Html => html::write(report, meta, &mut out)?,
+            Format::Json => json::write(report, meta, &mut out)?,
+            Format::Markdown => markdown::write(report, meta, &mut out)?,
         }
         out.flush()?;
         anyhow::Ok(())
@@ -86,12 +111,11 @@ fn format_of(args: &ReportArgs) -> Result<Format, Failure> {
     }
 }
 
-fn meta(analysis: &Analysis) -> ReportMeta {
-    let capture = &analysis.data.meta;
+fn meta(capture: &Meta, source: &str) -> ReportMeta {
     ReportMeta {
         tool_version: env!("CARGO_PKG_VERSION").to_owned(),
         generated: now(),
-        source: analysis.source.clone(),
+        source: source.to_owned(),
         command: None,
         kernel: Some(capture.host.kernel_release.clone()).filter(|k| !k.is_empty()),
         envoy_versions: capture.envoy_versions.keys().cloned().collect(),

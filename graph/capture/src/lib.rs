@@ -6,6 +6,7 @@
 //! [`roll`](CaptureSink::roll) readable. Reading survives what files meet on their way: a part that is cut short or
 //! damaged is left out, counted and named in [`Damage`], and never a reason to panic.
 
+mod by_parts;
 pub mod clickhouse;
 mod column;
 mod damage;
@@ -14,6 +15,7 @@ mod error;
 mod file;
 mod filter;
 pub mod http;
+mod kubernetes;
 mod logs;
 mod meta;
 mod names;
@@ -21,16 +23,19 @@ mod part;
 mod quiet;
 mod reader;
 mod sink;
+mod syncer;
 mod table;
 mod tables;
 mod view;
 mod writer;
 
+pub use by_parts::{ByParts, LogOutline, MessageOutline};
 pub use column::ColumnDoc;
 pub use damage::{Damage, DamagedPart, PartError};
 pub use docs::schema_markdown;
 pub use error::CaptureError;
 pub use filter::{Keep, PartFilter, proxies_of_part, sockets_of_part};
+pub use kubernetes::KubernetesInfo;
 pub use meta::{
     AlsStats, EntryCounts, EventCounts, HostInfo, Meta, ProbeInfo, RecordingState, TableStats, TierRefusal, TlsLibrary,
     ToolInfo, Unmeasured, WatchReason, WatchedNetns,

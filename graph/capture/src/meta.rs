@@ -1,6 +1,7 @@
 //! `meta.json`: what was recorded, how, and what is missing from it.
 
 use crate::error::CaptureError;
+use crate::kubernetes::KubernetesInfo;
 use crate::table::Table;
 use crate::{META_FILE, SCHEMA_NUMBER, SCHEMA_PREFIX, SCHEMA_VERSION};
 use meshdiff_model::{ClockAnchor, ClockSample, Metric, NetnsId, ProbeStats, ProbeTier};
@@ -51,6 +52,9 @@ pub struct Meta {
     pub als: AlsStats,
     /// Namespaces that were watched, in order of first being watched.
     pub watched_netns: Vec<WatchedNetns>,
+    /// What the Kubernetes API said of the pods; `None` if it was not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesInfo>,
     /// Envoy versions that reported, and by how many proxies.
     pub envoy_versions: BTreeMap<String, u64>,
     /// `net.ipv4.tcp_congestion_control`: pacing (bbr) moves the instants at which bytes become ready.
@@ -77,6 +81,7 @@ impl Default for Meta {
             events: EventCounts::default(),
             als: AlsStats::default(),
             watched_netns: Vec::new(),
+            kubernetes: None,
             envoy_versions: BTreeMap::new(),
             congestion_control: None,
             settings: serde_json::Map::new(),

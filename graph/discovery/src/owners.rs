@@ -7,8 +7,9 @@ use meshdiff_model::{
     Fact, Locality, NetnsId, NodeId, NotKnown, PodFacts, PodRecord, Proxy, Socket, Tenure, WallTime, Workload,
     WorkloadSource, normalise_ip,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// The workloads that are known.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +19,7 @@ pub struct Owners {
     /// Who had an address, as places in `pods`.
     by_ip: BTreeMap<IpAddr, Vec<usize>>,
     /// Who had a name, by namespace and pod.
-    by_name: HashMap<(String, String), Vec<usize>>,
+    by_name: HashMap<String, HashMap<String, Vec<usize>>>,
     /// The addresses that proxies have in their node ids, with the proxies.
     proxies_at: BTreeMap<IpAddr, BTreeSet<NodeId>>,
 }
@@ -31,9 +32,9 @@ struct Pod {
     tenure: Tenure,
     /// Who says since when and until when.
     told_by: ToldBy,
-    zone: Option<String>,
-    version: Option<String>,
-    node: Option<String>,
+    zone: Option<Arc<str>>,
+    version: Option<Arc<str>>,
+    node: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,33 @@ impl Owners {
     #[must_use]
     pub fn from_proxies(proxies: &[Proxy]) -> Self {
         Self::of(proxies, &[], &BTreeMap::new())
+    }
+
+    /// The proxies that claim an address which somebody else claims, too: of these it matters when they logged.
+    #[must_use]
+    pub fn contested(proxies: &[Proxy], records: &[PodRecord]) -> HashSet<NodeId> {
+        let mut names: HashMap<IpAddr, BTreeSet<(&str, &str)>> = HashMap::new();
+        for record in records {
+            for ip in &record.addresses {
+                names.entry(normalise_ip(*ip)).or_default().insert((&record.namespace, &record.name));
+            }
+        }
+        let mut nodes: HashMap<IpAddr, BTreeSet<&NodeId>> = HashMap::new();
+        for proxy in proxies {
+            let name = (proxy.namespace.as_deref().unwrap_or_default(), proxy.pod.as_deref().unwrap_or_default());
+            for ip in proxy.instance_ips.iter().copied().chain(proxy.address).map(normalise_ip) {
+                nodes.entry(ip).or_default().insert(&proxy.node);
+                names.entry(ip).or_default().insert(name);
+            }
+        }
+        let several =
+            |ip: &IpAddr, nodes: &BTreeSet<&NodeId>| nodes.len() > 1 || names.get(ip).is_some_and(|n| n.len() > 1);
+        nodes
+            .iter()
+            .filter(|(ip, nodes)| several(ip, nodes))
+            .flat_map(|(_, nodes)| nodes)
+            .map(|n| (*n).clone())
+            .collect()
     }
 
     /// What proxies say of themselves and Kubernetes said of pods. `logged` has when each proxy's first and last logged request began.
@@ -87,7 +115,8 @@ impl Owners {
                 owners.by_ip.entry(*ip).or_default().push(i);
             }
             if let (Some(namespace), Some(name)) = (&pod.workload.namespace, &pod.workload.pod) {
-                owners.by_name.entry((namespace.clone(), name.clone())).or_default().push(i);
+                let of_namespace = owners.by_name.entry(namespace.clone()).or_default();
+                of_namespace.entry(name.clone()).or_default().push(i);
             }
         }
         owners
@@ -100,7 +129,9 @@ impl Owners {
         addresses: BTreeSet<IpAddr>,
         logged: Option<(WallTime, WallTime)>,
     ) {
-        let zone = locality_of(proxy).and_then(|l| l.zone_name());
+        let text = |text: &Option<String>| text.as_deref().map(Arc::from);
+        let zone = locality_of(proxy).and_then(|l| l.zone_name()).map(Arc::from);
+        let (version, node) = (text(&proxy.version), text(&proxy.node_name));
         let mut of_kubernetes = self.pods.iter_mut().filter(|pod| {
             pod.told_by == ToldBy::Kubernetes
                 && (&pod.workload.namespace, &pod.workload.pod) == (&workload.namespace, &workload.pod)
@@ -115,8 +146,8 @@ impl Owners {
                 ..workload.clone()
             };
             pod.zone = zone.or_else(|| pod.zone.take());
-            pod.version = proxy.version.clone().or_else(|| pod.version.take());
-            pod.node = proxy.node_name.clone().or_else(|| pod.node.take());
+            pod.version = version.or_else(|| pod.version.take());
+            pod.node = node.or_else(|| pod.node.take());
             return;
         }
         let tenure = |(from, until)| Tenure { from: Some(from), from_is_exact: false, until: Some(until) };
@@ -126,8 +157,8 @@ impl Owners {
             tenure: logged.map(tenure).unwrap_or_default(),
             told_by: if logged.is_some() { ToldBy::Logs } else { ToldBy::Nobody },
             zone,
-            version: proxy.version.clone(),
-            node: proxy.node_name.clone(),
+            version,
+            node,
         });
     }
 
@@ -189,7 +220,7 @@ impl Owners {
         let (Some(namespace), Some(pod)) = (&end.namespace, &end.pod) else {
             return PodFacts::unknown(NotKnown::NoPod);
         };
-        let named = self.by_name.get(&(namespace.clone(), pod.clone()));
+        let named = self.by_name.get(namespace).and_then(|pods| pods.get(pod));
         let mut pods: Vec<&Pod> = named.into_iter().flatten().filter_map(|i| self.pods.get(*i)).collect();
         if pods.len() > 1
             && let Some(ip) = end.address.as_deref().and_then(host)
@@ -202,13 +233,10 @@ impl Owners {
         if pods.is_empty() {
             return PodFacts::unknown(NotKnown::NoPod);
         }
-        let common = |of: fn(&Pod) -> &Option<String>| -> Fact {
-            let values: BTreeSet<&Option<String>> = pods.iter().map(|p| of(p)).collect();
-            match values.first() {
-                Some(Some(value)) if values.len() == 1 => Ok(value.as_str().into()),
-                Some(_) if values.len() == 1 => Err(NotKnown::NotSaid),
-                _ => Err(NotKnown::Ambiguous),
-            }
+        let common = |of: fn(&Pod) -> &Option<Arc<str>>| -> Fact {
+            let mut values = pods.iter().map(|p| of(p));
+            let first = values.next().cloned().flatten();
+            if values.any(|other| *other != first) { Err(NotKnown::Ambiguous) } else { first.ok_or(NotKnown::NotSaid) }
         };
         PodFacts { zone: common(|p| &p.zone), version: common(|p| &p.version), node: common(|p| &p.node) }
     }
@@ -257,9 +285,9 @@ impl Pod {
             addresses,
             tenure: record.tenure,
             told_by: ToldBy::Kubernetes,
-            zone: record.locality.as_ref().and_then(Locality::zone_name),
-            version: record.version.clone(),
-            node: record.node.clone(),
+            zone: record.locality.as_ref().and_then(Locality::zone_name).map(Arc::from),
+            version: record.version.as_deref().map(Arc::from),
+            node: record.node.as_deref().map(Arc::from),
         }
     }
 }
@@ -448,6 +476,9 @@ mod tests {
     #[test]
     fn where_only_proxies_tell_when_they_logged_does() {
         let proxies = [proxy("10.0.0.1", "default", "old", "old-1"), proxy("10.0.0.1", "default", "new", "new-1")];
+        let contested = Owners::contested(&proxies, &[record("10.0.0.9", "x", "x-1", 0, None)]);
+        assert!(contested.len() == 2 && Owners::contested(&proxies[..1], &[]).is_empty());
+        assert_eq!(Owners::contested(&proxies[..1], &[record("10.0.0.1", "x", "x-1", 0, None)]).len(), 1);
         let logged = |list: &[(usize, i64, i64)]| -> BTreeMap<NodeId, (WallTime, WallTime)> {
             list.iter().map(|(i, a, b)| (proxies[*i].node.clone(), (WallTime(*a), WallTime(*b)))).collect()
         };

@@ -46,7 +46,7 @@ pub use http2::{Http2Data, Http2Fields, Http2Gap, Http2Stream};
 pub use ids::{NetnsId, NodeId, RequestId, SocketCookie, Tgid};
 pub use instants::Instants;
 pub use join::{AmbiguityReason, JoinOutcome, UnmatchedReason};
-pub use joined::{Attempt, Crossing, JoinedHop, Link};
+pub use joined::{Attempt, Crossing, JoinedHop, Link, LoggedCrossing};
 pub use life::{Close, Closer, Errno, SocketRole};
 pub use log_batch::{
     LogBatch, LogBatchBuilder, LogId, LogKind, LogRow, LogSizes, LogStreamId, Place, PlacedAddr, uuid_of, uuid_text,

@@ -160,6 +160,8 @@ pub enum NotKnown {
     NoClientLog,
     /// The client's sidecar sent it by a cluster that stands for no service, such as `PassthroughCluster`.
     NoService,
+    /// There is none: the cluster stands for all of the service.
+    NoSubset,
 }
 
 impl NotKnown {
@@ -172,6 +174,7 @@ impl NotKnown {
             Self::Ambiguous => "ambiguous",
             Self::NoClientLog => "no_client_log",
             Self::NoService => "no_service",
+            Self::NoSubset => "no_subset",
         }
     }
 }

@@ -68,7 +68,7 @@ pub(super) struct BarView {
     /// Per cent of the slowest hop's bar in this view.
     pub(super) scale: String,
     pub(super) bar: Bar,
-    ns: DurationNs,
+    pub(super) ns: DurationNs,
 }
 
 /// A line of the table.
@@ -134,23 +134,27 @@ fn code_view(code: u16, n: u64) -> CodeView {
 }
 
 impl TotalView {
-    fn of(d: &Distribution) -> Self {
+    pub(super) fn of(d: &Distribution) -> Self {
         let [p50, p90, p99, p999] = [d.p50, d.p90, d.p99, d.p999].map(text::duration);
         Self { p50, p90, p99, p999 }
     }
 }
 
-fn bars(h: &HopSummary) -> Vec<BarView> {
-    let Some(total) = &h.total else { return vec![] };
-    let mean = mean_parts(&h.segments);
-    let mut out = vec![BarView {
+/// The mean split.
+pub(super) fn mean_bar(h: &HopSummary) -> Option<BarView> {
+    let total = h.total.as_ref()?;
+    Some(BarView {
         view: "mean",
         caption: "mean".into(),
         total: text::duration(total.mean),
         scale: String::new(),
-        bar: Bar::of(mean),
+        bar: Bar::of(mean_parts(&h.segments)),
         ns: total.mean,
-    }];
+    })
+}
+
+fn bars(h: &HopSummary) -> Vec<BarView> {
+    let mut out: Vec<BarView> = mean_bar(h).into_iter().collect();
     for near in &h.near {
         let (view, name) = match near.per_mille {
             500 => ("p50", "near p50"),
@@ -195,7 +199,7 @@ fn mean_parts(segments: &std::collections::BTreeMap<Segment, SegmentStats>) -> V
     out
 }
 
-fn rows(h: &HopSummary) -> Vec<SegmentRow> {
+pub(super) fn rows(h: &HopSummary) -> Vec<SegmentRow> {
     let mut out = Vec::new();
     for (segment, s) in &h.segments {
         let d = &s.distribution;

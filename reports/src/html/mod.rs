@@ -4,6 +4,7 @@
 //! forbids all network by its content security policy, and allows one script by its hash.
 
 mod bars;
+mod breakdowns;
 mod charts;
 mod hops;
 mod layout;
@@ -47,6 +48,7 @@ struct Page<'a> {
     coverage: overview::CoverageView,
     topology: Option<topology::TopologyView>,
     hops: hops::HopsView,
+    breakdowns: Vec<breakdowns::BreakdownView>,
     waterfalls: waterfall::WaterfallsView,
     findings: Vec<overview::FindingView>,
     processes: Option<processes::ProcessesView>,
@@ -78,6 +80,7 @@ pub fn write(report: &Report, meta: &ReportMeta, out: &mut impl Write) -> Result
         coverage: overview::CoverageView::of(&report.coverage),
         topology: topology::TopologyView::of(&report.hops),
         hops: hops::HopsView::of(&report.hops),
+        breakdowns: breakdowns::all(&report.breakdowns),
         waterfalls: waterfall::WaterfallsView::of(&report.slowest),
         findings: report.findings.iter().map(overview::FindingView::of).collect(),
         processes: processes::ProcessesView::of(&report.lines),

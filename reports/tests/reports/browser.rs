@@ -9,17 +9,17 @@ use meshdiff_analyzer::Report;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const CHROMIUM: &str = "/usr/bin/chromium";
+pub(crate) const CHROMIUM: &str = "/usr/bin/chromium";
 /// For one start of the browser. `timeout` ends its whole process group.
 const SECONDS: &str = "90";
 
-struct Browser {
+pub(crate) struct Browser {
     folder: tempfile::TempDir,
-    page: PathBuf,
+    pub(crate) page: PathBuf,
 }
 
 /// The browser with this report's page; `None` if it shall be left out.
-fn browser(report: &Report) -> Option<Browser> {
+pub(crate) fn browser(report: &Report) -> Option<Browser> {
     if std::env::var_os("MESHDIFF_SKIP_BROWSER").is_some_and(|v| v == "1") {
         eprintln!("left out: MESHDIFF_SKIP_BROWSER=1, the HTML report was not opened in a browser");
         return None;

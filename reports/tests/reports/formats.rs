@@ -140,7 +140,7 @@ fn hostile_data_stays_data() {
     let columns = |row: &str| row.matches('|').count();
     let all_lines: Vec<_> = md.lines().collect();
     let tables: Vec<_> = all_lines.split(|l| !l.starts_with('|')).filter(|rows| !rows.is_empty()).collect();
-    assert_eq!(tables.len(), 2, "hops and connections");
+    assert_eq!(tables.len(), 6, "hops, four breakdowns and connections");
     for rows in tables {
         assert!(rows.len() > 2 && rows.iter().all(|r| columns(r) == columns(rows[0])), "{rows:#?}");
     }
@@ -154,7 +154,8 @@ fn hostile_data_stays_data() {
 #[test]
 fn lines_fit_the_terminal() {
     for width in [60, 80, 120] {
-        for report in [small(), limited(), empty()] {
+        let broken_down = crate::support::broken_down(&bookinfo()[..], 20, &meshdiff_analyzer::Dimension::ALL);
+        for report in [small(), limited(), empty(), broken_down] {
             let out = as_table(&report, &table::TableOptions { width: Some(width), colour: false, wide: false });
             for line in out.lines() {
                 assert!(line.chars().count() <= usize::from(width), "{width}: {line}");

@@ -53,7 +53,8 @@ fn nothing_leaves_the_page() {
 
 #[test]
 fn markup_is_balanced() {
-    for report in [simulate(&bookinfo(), 20), empty(), limited()] {
+    let broken_down = crate::support::broken_down(&bookinfo(), 20, &meshdiff_analyzer::Dimension::ALL);
+    for report in [simulate(&bookinfo(), 20), empty(), limited(), broken_down] {
         let page = page(&report);
         for tag in
             ["div", "section", "article", "details", "summary", "table", "tr", "svg", "g", "span", "ul", "li", "p", "a"]

@@ -87,6 +87,9 @@ pub struct UpArgs {
     /// The versions of reviews that run.
     #[arg(long, value_delimiter = ',', default_value = "v1,v2,v3", value_name = "V,…")]
     reviews_versions: Vec<String>,
+    /// A subset for each version of reviews (as by a DestinationRule), and its requests shared out among them (as by a VirtualService).
+    #[arg(long)]
+    subsets: bool,
     /// productpage asks details and reviews at once instead of one after the other.
     #[arg(long)]
     parallel: bool,
@@ -136,6 +139,7 @@ impl UpArgs {
             mtls: !self.no_mtls,
             ext_authz: self.ext_authz,
             reviews_versions: self.reviews_versions,
+            subsets: self.subsets,
             parallel: self.parallel,
             net_delays: self.net_delay,
             starved: self.starve,

@@ -299,6 +299,9 @@ pub struct Settings {
     pub workloads: Vec<Workload>,
     /// Which versions of reviews run.
     pub reviews_versions: Vec<String>,
+    /// Whether reviews has a subset for each version, and its requests are shared out among them.
+    #[serde(default)]
+    pub subsets: bool,
     /// Whether productpage asks details and reviews at once.
     pub parallel: bool,
     /// Delayed links.
@@ -366,6 +369,7 @@ pub(crate) mod tests {
             ext_authz: false,
             workloads: Workload::only_bookinfo(),
             reviews_versions: ["v1", "v2", "v3"].map(String::from).to_vec(),
+            subsets: false,
             parallel: false,
             net_delays: Vec::new(),
             starved: Vec::new(),

@@ -25,7 +25,10 @@ impl Directory for OnNode<'_> {
         self.proxies.by_proxy(node)
     }
     fn by_address(&self, ip: IpAddr) -> Option<Workload> {
-        self.proxies.by_address(ip).or_else(|| self.informers?.read(|cluster| cluster.workload_at(ip, self.at)))
+        self.by_address_at(ip, self.at)
+    }
+    fn by_address_at(&self, ip: IpAddr, at: WallTime) -> Option<Workload> {
+        self.proxies.by_address_at(ip, at).or_else(|| self.informers?.read(|cluster| cluster.workload_at(ip, at)))
     }
     fn service_of_cluster(&self, cluster: &str) -> Option<(String, Option<String>)> {
         self.proxies.service_of_cluster(cluster)

@@ -19,6 +19,7 @@ mod export;
 mod http;
 mod info;
 mod live;
+mod memory;
 mod metrics;
 mod options;
 mod pods;
@@ -70,6 +71,7 @@ const LAST_SEGMENTS: Duration = Duration::from_secs(3);
 
 /// `meshdiff agent`.
 pub(crate) fn run(options: &AgentOptions) -> Result<(), Failure> {
+    memory::keep_small();
     // What can be refused is refused before anything is started: first what costs nothing.
     let token = Token::load(&options.token_file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

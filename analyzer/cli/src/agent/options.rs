@@ -134,6 +134,8 @@ impl TryFrom<AgentArgs> for AgentOptions {
                 ring_bytes: record::ring_bytes(args.ring_size)?,
                 follow_libraries: record::reach(args.tls_uprobes),
                 quiet: true,
+                // The agent asks by itself.
+                node_name: None,
             },
             window: args.window,
         })

@@ -4,7 +4,7 @@ use super::fetch::Fetched;
 use crate::analysis::window_end;
 use anyhow::Context;
 use meshdiff_capture::{
-    AlsStats, Capture, CaptureData, CaptureState, EntryCounts, HostInfo, Meta, ProbeInfo, RecordingState, Unmeasured,
+    AlsStats, Capture, CaptureData, CaptureState, EntryCounts, HostInfo, KubernetesInfo, Meta, ProbeInfo, RecordingState, Unmeasured,
 };
 use meshdiff_graph::nodes::{MergedNode, NodeRecording, merge};
 use meshdiff_model::{ClockSample, DurationNs, MonotonicNs, NodeId, ProbeTier, Proxy, WallTime};
@@ -175,7 +175,13 @@ fn meta(
     };
     let mut envoy_versions: BTreeMap<String, u64> = BTreeMap::new();
     let mut watched_netns = Vec::new();
+    let mut kubernetes: Option<KubernetesInfo> = None;
     for (m, node) in each().zip(nodes) {
+        if let Some(told) = &m.kubernetes {
+            // Times are those of the node that told.
+            let told = told.clone().by_clock(node.ahead.unwrap_or_default());
+            kubernetes.get_or_insert_default().absorb(&told);
+        }
         for (version, n) in &m.envoy_versions {
             *envoy_versions.entry(version.clone()).or_default() += n;
         }
@@ -199,6 +205,7 @@ fn meta(
         probes: probes(metas),
         als: als(metas),
         watched_netns,
+        kubernetes,
         envoy_versions,
         ..Meta::default()
     }
@@ -216,6 +223,7 @@ fn probes(metas: &[(String, Meta)]) -> ProbeInfo {
         sum.events = sum.events.saturating_add(one.events);
         sum.lost_events = sum.lost_events.saturating_add(one.lost_events);
         sum.skipped_runs = sum.skipped_runs.saturating_add(one.skipped_runs);
+        sum.vanished_sockets = sum.vanished_sockets.saturating_add(one.vanished_sockets);
         sum.runs = sum.runs.saturating_add(one.runs);
         sum.run_time_ns = sum.run_time_ns.saturating_add(one.run_time_ns);
         all.tls_libraries.extend(meta.probes.tls_libraries.iter().cloned());

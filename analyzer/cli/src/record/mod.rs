@@ -10,6 +10,7 @@ pub(crate) mod host;
 pub(crate) mod kernel;
 mod libraries;
 mod options;
+pub(crate) mod pods;
 mod progress;
 pub(crate) mod store;
 mod tally;
@@ -21,8 +22,10 @@ use anyhow::Context;
 use kernel::KernelSide;
 use meshdiff_als::{AlsServer, AlsSettings, AlsTls};
 use meshdiff_capture::{CaptureSink, CaptureWriter, Existing, WriterOptions};
+use meshdiff_discovery::kube::Informers;
 use meshdiff_model::ProbeTier;
 use progress::Progress;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{Item, Pace, Store};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,6 +34,8 @@ use tokio::sync::mpsc;
 /// Envoy flushes its access logs once a second, and once more when its buffer is full: this long after the end every
 /// entry of the recording has come.
 pub(crate) const DRAIN: Duration = Duration::from_secs(3);
+/// How long is waited for the API server's list of pods before the recording begins without it.
+const FIRST_LIST: Duration = Duration::from_secs(5);
 /// Batches that may wait for the writer.
 pub(crate) const WAITING: usize = 1024;
 
@@ -69,6 +74,23 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     runtime.block_on(session(options, server, kernel, Box::new(writer), meta))
 }
 
+/// The informers of this node's pods, if they are wanted and there is a server to ask.
+async fn pods_of(options: &Options) -> Option<Arc<Informers>> {
+    let node = options.node_name.as_deref()?;
+    match pods::informers(node).await {
+        Ok(informers) => {
+            if !informers.wait(FIRST_LIST).await {
+                tracing::warn!(node, trouble = ?informers.trouble(), "the API server does not tell of the pods of this node yet");
+            }
+            Some(informers)
+        }
+        Err(error) => {
+            tracing::warn!(%error, node, "pods are told from what their sidecars say of themselves");
+            None
+        }
+    }
+}
+
 async fn session(
     options: &Options,
     server: AlsServer,
@@ -79,7 +101,9 @@ async fn session(
     let (to_store, items) = mpsc::channel(WAITING);
     let als = server.handle();
     let progress = Progress::new(options, als.local_addr(), meta.watched_netns.len());
-    let store = Store::new(sink, meta, als.clone(), progress.counters(), Pace::default());
+    let start = meta.start.wall;
+    let store = Store::new(sink, meta, als.clone(), progress.counters(), Pace::default())
+        .with_pods(pods_of(options).await.map(|informers| pods::source(informers, move || start)));
     let store = std::thread::Builder::new()
         .name("store".to_owned())
         .spawn(move || store.run(items))

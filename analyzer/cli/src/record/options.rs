@@ -23,6 +23,8 @@ pub(crate) struct Options {
     pub(crate) ring_bytes: u32,
     pub(crate) follow_libraries: Option<Reach>,
     pub(crate) quiet: bool,
+    /// The name of this node in Kubernetes, whose pods the API server is to be asked of.
+    pub(crate) node_name: Option<String>,
 }
 
 /// The size of the kernel's ring buffer, of MiB.
@@ -50,6 +52,11 @@ impl TryFrom<RecordArgs> for Options {
     type Error = Failure;
 
     fn try_from(args: RecordArgs) -> Result<Self, Failure> {
+        if args.in_cluster.image.is_some() {
+            return Err(Failure::Usage(
+                "--image is of the agents of a cluster: say which pods to record there with --namespace".to_owned(),
+            ));
+        }
         let ring_bytes = ring_bytes(args.ring_size)?;
         let named = args.netns.iter().map(|n| n.parse());
         let mut only: Vec<NetnsRef> =
@@ -77,6 +84,7 @@ impl TryFrom<RecordArgs> for Options {
             ring_bytes,
             follow_libraries: reach(args.tls_uprobes),
             quiet: args.quiet,
+            node_name: args.node_name.filter(|n| !n.is_empty()),
         })
     }
 }

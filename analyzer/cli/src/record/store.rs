@@ -5,7 +5,7 @@ use super::kernel::KernelEnd;
 use super::libraries;
 use super::tally;
 use meshdiff_als::{AlsBatch, AlsHandle};
-use meshdiff_capture::{CaptureError, CaptureSink, Meta, TlsLibrary, WatchedNetns};
+use meshdiff_capture::{CaptureError, CaptureSink, KubernetesInfo, Meta, TlsLibrary, WatchedNetns};
 use meshdiff_discovery::ProcessTable;
 use meshdiff_model::{
     ClockAnchor, ClockSample, HopProtocol, Http2Stream, Message, NodeId, Proxy, Socket, SocketEvent, SocketMetrics,
@@ -44,6 +44,7 @@ pub(crate) enum Item {
     Sockets(Vec<Socket>),
     Metrics(Vec<SocketMetrics>),
     Events(Vec<SocketEvent>),
+    /// Counts against the receiver's bound on bytes until it is dropped, so that a flood waits in no more memory than that.
     AccessLogs(AlsBatch),
     Watched(WatchedNetns),
     Libraries(Vec<TlsLibrary>),
@@ -106,7 +107,11 @@ pub(crate) struct Store {
     kept_http: u64,
     pace: Pace,
     next_roll: Instant,
+    pods: Option<PodSource>,
 }
+
+/// Says what the Kubernetes API told of the pods of late.
+pub(crate) type PodSource = Box<dyn Fn() -> KubernetesInfo + Send>;
 
 impl Store {
     pub(crate) fn new(
@@ -129,7 +134,13 @@ impl Store {
             kept_http: 0,
             pace,
             next_roll: Instant::now() + pace.roll,
+            pods: None,
         }
+    }
+
+    /// The same, with what Kubernetes tells of the pods.
+    pub(crate) fn with_pods(self, pods: Option<PodSource>) -> Self {
+        Self { pods, ..self }
     }
 
     /// Writes until the end comes. Returns the meta as it was stored.
@@ -235,7 +246,8 @@ impl Store {
         }
         tally::als(&mut self.meta.als, &self.als.stats(), self.kept_http, self.kept_tcp);
         self.bring_up_to_date();
-        self.sink.roll(&self.meta)
+        // Not waited for: what a disk needs for a sync would hold up what comes meanwhile.
+        self.sink.roll_soon(&self.meta)
     }
 
     fn bring_up_to_date(&mut self) {
@@ -244,6 +256,9 @@ impl Store {
             self.clock.remove(0);
         }
         self.meta.clock = ClockAnchor::new(self.clock.clone());
+        if let Some(pods) = &self.pods {
+            self.meta.kubernetes = Some(pods());
+        }
         self.meta.envoy_versions.clear();
         for version in self.proxies.values().filter_map(|p| p.envoy_version.clone()) {
             *self.meta.envoy_versions.entry(version).or_default() += 1;

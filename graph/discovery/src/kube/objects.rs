@@ -181,10 +181,10 @@ pub(crate) fn controller(meta: &ObjectMeta) -> Option<Controller> {
     meta.owner_references.iter().flatten().find(|o| o.controller == Some(true)).map(of)
 }
 
-/// When the last of a pod's containers ended.
+/// When the last of a pod's containers ended: told in whole seconds, rounded down, so at the end of that one.
 fn finished(status: &core::PodStatus) -> Option<WallTime> {
     let ended = |c: &core::ContainerStatus| Some(wall(c.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?));
-    status.container_statuses.iter().flatten().filter_map(ended).max()
+    status.container_statuses.iter().flatten().filter_map(ended).max().map(|at| WallTime(at.0 + 999_999_999))
 }
 
 /// `None` in a headless service's place, and for anything else that is no address.

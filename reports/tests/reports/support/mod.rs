@@ -1,8 +1,10 @@
 //! Reports to render: simulated from a call tree with a fixed seed, so that all numbers agree with each other.
 
 mod lines;
+mod places;
 mod simulation;
 
+pub(crate) use places::broken_down;
 pub(crate) use simulation::simulate;
 
 use meshdiff_analyzer::{Coverage, Finding, Level, Metric, Report};
@@ -134,6 +136,7 @@ pub(crate) fn empty() -> Report {
         coverage: Coverage::default(),
         verdict: None,
         hops: vec![],
+        breakdowns: vec![],
         lines: vec![],
         findings: vec![],
         slowest: vec![],
@@ -204,5 +207,5 @@ pub(crate) fn hostile() -> Report {
         }
     }
     report.coverage.missing_metrics = [(Metric::Retransmit, HOSTILE.to_owned())].into();
-    report
+    places::hostile(report)
 }

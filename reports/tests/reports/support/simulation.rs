@@ -11,6 +11,7 @@ use meshdiff_model::{
     RequestId, Segment, SegmentMap, SocketCookie, WallTime, Workload, WorkloadSource,
 };
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Splitmix64: enough randomness for a sample, the same everywhere.
 pub(super) struct Random(pub(super) u64);
@@ -200,6 +201,7 @@ impl Simulation<'_> {
             attempts: Some(1),
             tries: Vec::new(),
             grpc_status: None,
+            upstream_cluster: Some(cluster(&self.services[to].name)),
             client: end(from, None),
             server: end(to, Some(9080)),
             start: WallTime(EPOCH + i64::try_from(at - BOOT).expect("short")),
@@ -228,6 +230,13 @@ impl Simulation<'_> {
             children: vec![],
         }
     }
+}
+
+/// Reviews is asked by subset.
+fn cluster(workload: &str) -> Arc<str> {
+    let (app, version) = workload.rsplit_once('-').unwrap_or((workload, ""));
+    let subset = if app == "reviews" { version } else { "" };
+    format!("outbound|9080|{subset}|{app}.default.svc.cluster.local").into()
 }
 
 fn distribution(mut values: Vec<i64>) -> Distribution {
@@ -360,6 +369,11 @@ fn verdict(services: &[Service], list: &[AttributedRequest], roots: &[usize]) ->
 
 /// A report over `entries` entry requests.
 pub(crate) fn simulate(services: &[Service], entries: usize) -> Report {
+    simulated(services, entries).0
+}
+
+/// The same, with the requests that it is of.
+pub(crate) fn simulated(services: &[Service], entries: usize) -> (Report, Vec<AttributedRequest>) {
     let mut sim = Simulation { services, random: Random(42), list: vec![] };
     let mut roots = vec![];
     for i in 0..entries {
@@ -394,7 +408,7 @@ pub(crate) fn simulate(services: &[Service], entries: usize) -> Report {
     }
     let seen = list.len() as u64;
     let verdict = verdict(services, &list, &roots);
-    Report {
+    let report = Report {
         window: (WallTime(EPOCH), WallTime(EPOCH + 10_000_000_000)),
         namespace: None,
         coverage: Coverage {
@@ -412,7 +426,9 @@ pub(crate) fn simulate(services: &[Service], entries: usize) -> Report {
         verdict: Some(verdict),
         lines: lines(services, seen),
         hops,
+        breakdowns: vec![],
         findings: vec![],
         slowest,
-    }
+    };
+    (report, list)
 }

@@ -1,8 +1,10 @@
 //! Whom a sidecar can reach.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
-use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context, trouble};
+use super::{AUTHZ_PORT, Parts, extension, places, socket_address, tls_context, trouble};
 use crate::topology::{NAMESPACE, PortProtocol, Proxy, Service, ServicePort, TRUST_DOMAIN};
 
 /// The host name of the access log service, as if it were a Service.
@@ -29,7 +31,11 @@ pub(super) fn inbound_name(port: ServicePort) -> String {
 pub(super) fn all(parts: &Parts<'_>) -> Vec<Value> {
     let mut clusters = Vec::new();
     for service in &parts.topology.services {
-        clusters.extend(service.ports.iter().map(|port| outbound(parts, service, *port)));
+        for port in &service.ports {
+            clusters.push(outbound(parts, service, *port));
+            let subsets = places::subsets(parts, service);
+            clusters.extend(subsets.into_iter().map(|(subset, pods)| of_subset(parts, service, *port, &subset, pods)));
+        }
         clusters.extend(trouble::clusters(parts, service));
     }
     let inbound = if parts.pod.proxy == Proxy::Gateway { Vec::new() } else { parts.topology.ports(parts.pod) };
@@ -76,6 +82,19 @@ fn outbound(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Value {
     };
     trouble::amend_cluster(port, &mut cluster);
     secure(parts, service, port, &mut cluster);
+    cluster
+}
+
+/// The cluster of a DestinationRule's subset.
+fn of_subset(parts: &Parts<'_>, service: &Service, port: ServicePort, subset: &str, pods: Vec<IpAddr>) -> Value {
+    let name = places::subset_name(service, port, subset);
+    let mut cluster = outbound(parts, &Service { endpoints: pods, ..service.clone() }, port);
+    cluster["name"] = json!(name);
+    cluster["load_assignment"]["cluster_name"] = json!(name);
+    if cluster["transport_socket"].is_object() {
+        // As its name, in the form that is a valid host name.
+        cluster["transport_socket"]["typed_config"]["sni"] = json!(name.replace('|', "_."));
+    }
     cluster
 }
 

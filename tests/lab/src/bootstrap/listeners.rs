@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::clusters::{AUTHZ, als_host, als_name, inbound_name, outbound_name};
-use super::{AUTHZ_PORT, Parts, extension, socket_address, tls_context, trouble};
+use super::{AUTHZ_PORT, Parts, extension, places, socket_address, tls_context, trouble};
 use crate::authz::{INBOUND_PREFIX, OUTBOUND_PREFIX};
 use crate::hop::{DELAY, NONCE, REQUEST_ID};
 use crate::scenarios::GATEWAY_PORT;
@@ -101,7 +101,7 @@ fn outbound_http(parts: &Parts<'_>, port: ServicePort) -> Value {
     let number = port.number;
     let name = format!("0.0.0.0_{number}");
     let here = parts.topology.services.iter().filter(|service| service.ports.contains(&port));
-    let mut hosts: Vec<_> = here.map(|service| outbound_host(service, port)).collect();
+    let mut hosts: Vec<_> = here.map(|service| outbound_host(parts, service, port)).collect();
     let (name_of_rest, rest) = if parts.pod.registry_only {
         ("block_all", json!({ "direct_response": { "status": 502 } }))
     } else {
@@ -135,7 +135,7 @@ fn outbound_http(parts: &Parts<'_>, port: ServicePort) -> Value {
     also_ipv6(parts, number, listener)
 }
 
-fn outbound_host(service: &Service, port: ServicePort) -> Value {
+fn outbound_host(parts: &Parts<'_>, service: &Service, port: ServicePort) -> Value {
     let name = service.name;
     let number = port.number;
     let mut domains = Vec::new();
@@ -149,7 +149,7 @@ fn outbound_host(service: &Service, port: ServicePort) -> Value {
         "name": format!("{}:{number}", service.fqdn()),
         "domains": domains,
         "include_request_attempt_count": true,
-        "routes": trouble::routes(service, port).unwrap_or_else(|| json!([{
+        "routes": trouble::routes(service, port).unwrap_or_else(|| json!([places::by_subsets(parts, service, port, json!({
             "name": "default",
             "match": { "prefix": "/" },
             "decorator": { "operation": format!("{}:{number}/*", service.fqdn()) },
@@ -168,7 +168,7 @@ fn outbound_host(service: &Service, port: ServicePort) -> Value {
                     "host_selection_retry_max_attempts": "5",
                 },
             },
-        }])),
+        }))])),
     })
 }
 

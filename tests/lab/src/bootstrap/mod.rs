@@ -6,6 +6,7 @@
 
 mod clusters;
 mod listeners;
+mod places;
 mod trouble;
 
 pub use trouble::{TIMEOUT_MS, TRY_MS};
@@ -68,10 +69,10 @@ fn node(parts: &Parts<'_>) -> Value {
     let name = pod.full_name(settings.name.as_str());
     let kind = if pod.proxy == Proxy::Gateway { "router" } else { "sidecar" };
     let addresses: Vec<_> = std::iter::once(pod.ip.to_string()).chain(pod.ip6.map(|ip| ip.to_string())).collect();
-    json!({
+    let mut node = json!({
         "id": format!("{kind}~{}~{name}.{NAMESPACE}~{NAMESPACE}.svc.{TRUST_DOMAIN}", pod.ip),
         "cluster": format!("{}.{NAMESPACE}", pod.app),
-        "locality": {},
+        "locality": places::locality(pod),
         "metadata": {
             "NAME": name,
             "NAMESPACE": NAMESPACE,
@@ -94,7 +95,11 @@ fn node(parts: &Parts<'_>) -> Value {
             "SERVICE_ACCOUNT": format!("bookinfo-{}", pod.app),
             "PROXY_CONFIG": { "concurrency": settings.concurrency },
         }
-    })
+    });
+    if let Some(label) = places::locality_label(pod) {
+        node["metadata"]["LABELS"]["topology.istio.io/locality"] = json!(label);
+    }
+    node
 }
 
 fn socket_address(address: &str, port: u16) -> Value {
@@ -176,6 +181,37 @@ mod tests {
                 && text.contains("http_envoy_accesslog")
                 && text.contains("tcp_envoy_accesslog")
         );
+    }
+
+    #[test]
+    fn pods_say_where_they_run() {
+        let node = |workload: &str| example(|_| {}, workload)["node"].clone();
+        assert_eq!(node("productpage-v1")["locality"], json!({ "region": "eu", "zone": "eu-1a" }));
+        assert_eq!(node("reviews-v2")["locality"]["zone"], "eu-1b");
+        let by_label = node("reviews-v3");
+        assert_eq!(by_label["locality"], json!({}));
+        assert_eq!(by_label["metadata"]["LABELS"]["topology.istio.io/locality"], "eu.eu-1c");
+        let nowhere = node("ratings-v1");
+        assert_eq!(
+            (&nowhere["locality"], nowhere["metadata"]["LABELS"].get("topology.istio.io/locality")),
+            (&json!({}), None)
+        );
+    }
+
+    #[test]
+    fn requests_are_shared_out_among_subsets() {
+        let text = example(|_| {}, "productpage-v1").to_string();
+        assert!(!text.contains("weighted_clusters"));
+        let config = example(|settings| settings.subsets = true, "productpage-v1");
+        let clusters = names(&config["static_resources"]["clusters"]);
+        for name in
+            ["outbound|9080||reviews.default.svc.cluster.local", "outbound|9080|v2|reviews.default.svc.cluster.local"]
+        {
+            assert!(clusters.contains(&name), "{name} of {clusters:?}");
+        }
+        let text = config.to_string();
+        assert_eq!(text.matches("weighted_clusters").count(), 1, "of reviews alone");
+        assert!(text.contains("outbound_.9080_.v2_.reviews"), "Istio's SNI names the subset");
     }
 
     #[test]

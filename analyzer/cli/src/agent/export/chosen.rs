@@ -7,7 +7,7 @@
 use crate::agent::window::Segment;
 use meshdiff_capture::{Keep, Table, proxies_of_part, sockets_of_part};
 use meshdiff_discovery::service_of_cluster;
-use meshdiff_model::{HopSide, NetnsId, NodeId, Side, SocketCookie, normalise_ip};
+use meshdiff_model::{HopSide, NetnsId, NodeId, PodRecord, Side, SocketCookie, normalise_ip};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -72,6 +72,7 @@ pub(crate) struct Chosen {
     left_out_proxies: HashSet<NodeId>,
     left_out_netns: HashSet<NetnsId>,
     left_out_sockets: HashSet<SocketCookie>,
+    left_out_addresses: HashSet<IpAddr>,
 }
 
 impl Chosen {
@@ -127,7 +128,13 @@ impl Chosen {
             |(cookie, netns, _): &(SocketCookie, NetnsId, IpAddr)| left_out_netns.contains(netns).then_some(*cookie);
         let left_out_sockets = sockets.iter().filter_map(of_them).collect();
         let everything = left_out_proxies.is_empty();
-        Ok((!everything).then_some(Self { left_out_proxies, left_out_netns, left_out_sockets }))
+        let left_out_addresses = out_ips.difference(&kept_ips).copied().collect();
+        Ok((!everything).then_some(Self { left_out_proxies, left_out_netns, left_out_sockets, left_out_addresses }))
+    }
+
+    /// True if what Kubernetes says of a pod is kept: of one that is left out it would only be somebody's name.
+    pub(super) fn pod(&self, pod: &PodRecord) -> bool {
+        pod.addresses.iter().any(|ip| !self.left_out_addresses.contains(&normalise_ip(*ip)))
     }
 }
 

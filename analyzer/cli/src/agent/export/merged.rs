@@ -50,6 +50,7 @@ fn merged_pieces(segments: &[Piece<'_>]) -> Option<Meta> {
     meta.tables.clear();
     meta.warnings.clear();
     meta.envoy_versions.clear();
+    meta.kubernetes = None;
     // What only the agent itself needs.
     meta.settings.remove(super::chosen::REACH);
     let mut counted: Option<Counted> = None;
@@ -64,6 +65,9 @@ fn merged_pieces(segments: &[Piece<'_>]) -> Option<Meta> {
         for (version, proxies) in &segment.meta.envoy_versions {
             let most = meta.envoy_versions.entry(version.clone()).or_default();
             *most = (*most).max(*proxies);
+        }
+        if let Some(told) = &segment.meta.kubernetes {
+            meta.kubernetes.get_or_insert_default().absorb(told);
         }
         for netns in &segment.meta.watched_netns {
             if !meta.watched_netns.iter().any(|known| known.netns == netns.netns) {

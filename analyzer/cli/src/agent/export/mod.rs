@@ -32,7 +32,10 @@ pub(crate) fn write_tar(
     to: impl Write,
 ) -> io::Result<()> {
     let modified = u64::try_from(segments.last().map_or(0, |s| s.end.wall.0) / 1_000_000_000).unwrap_or(0);
-    if chosen.is_some() {
+    if let Some(chosen) = chosen {
+        if let Some(kubernetes) = &mut meta.kubernetes {
+            kubernetes.pods.retain(|pod| chosen.pod(pod));
+        }
         // What will be left of them is known only when it was written.
         meta.tables.clear();
     }

@@ -3,9 +3,10 @@
 use super::*;
 use crate::agent::window::tests::{fixture, window, write_segments};
 use crate::record::clock;
-use meshdiff_capture::{Capture, CaptureData, Keep};
-use meshdiff_model::{HopSide, Peer, Proxy, Side, SocketCookie};
+use meshdiff_capture::{Capture, CaptureData, Keep, KubernetesInfo};
+use meshdiff_model::{HopSide, Peer, PodRecord, Proxy, Side, SocketCookie, Tenure, WallTime};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -116,6 +117,44 @@ fn pods_that_have_nothing_to_do_with_a_namespace_are_left_out() {
     assert!(kept.iter().all(|c| chosen.socket(*c)));
     let of_kept = original.messages.iter().filter(|m| chosen.socket(m.socket)).count();
     assert!(data.messages.len() == of_kept && of_kept < original.messages.len());
+}
+
+#[test]
+fn what_kubernetes_said_is_put_together_and_left_out_with_its_pods() {
+    let original = split(&["ratings-v1"]);
+    let dir = TempDir::new().expect("a folder");
+    let mut segments = of(&original, dir.path());
+    let address = |workload: &str| {
+        let is = |p: &&Proxy| p.workload.as_deref() == Some(workload);
+        original.proxies.iter().find(is).and_then(|p| p.address).expect("an address")
+    };
+    let pod = |uid: &str, ip: IpAddr, until: Option<i64>| PodRecord {
+        uid: uid.into(),
+        addresses: vec![ip],
+        tenure: Tenure { until: until.map(WallTime), ..Tenure::default() },
+        ..PodRecord::default()
+    };
+    let (ratings, details) = (address("ratings-v1"), address("details-v1"));
+    let nobody: IpAddr = "192.0.2.1".parse().expect("an address");
+    let told = [
+        vec![pod("ratings", ratings, None), pod("details", details, None)],
+        vec![pod("ratings", ratings, Some(7)), pod("nobody", nobody, None)],
+    ];
+    for (segment, pods) in segments.iter_mut().zip(told) {
+        let mut with = Segment::open(segment.dir().to_owned()).expect("a segment");
+        with.meta.kubernetes = Some(KubernetesInfo { pods, ..KubernetesInfo::default() });
+        *segment = Arc::new(with);
+    }
+    let uids = |data: &CaptureData| -> Vec<(String, Option<WallTime>)> {
+        let pods = data.meta.kubernetes.iter().flat_map(|k| &k.pods);
+        pods.map(|p| (p.uid.clone(), p.tenure.until)).collect()
+    };
+    let (_dir, whole) = unpacked(&segments, None);
+    let row = |uid: &str, until: Option<i64>| (uid.to_owned(), until.map(WallTime));
+    assert_eq!(uids(&whole), [row("details", None), row("nobody", None), row("ratings", Some(7))]);
+    let chosen = Chosen::of(&segments, &["elsewhere".to_owned()]).expect("read").expect("something is left out");
+    let (_dir, part) = unpacked(&segments, Some(&chosen));
+    assert_eq!(uids(&part), [row("nobody", None), row("ratings", Some(7))]);
 }
 
 #[test]

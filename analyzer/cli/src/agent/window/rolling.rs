@@ -12,8 +12,8 @@ use meshdiff_model::{
     ClockAnchor, ClockSample, DurationNs, HopSide, Http2Stream, LogBatch, LogBatchBuilder, Message, MonotonicNs,
     NodeId, Process, Proxy, Socket, SocketCookie, SocketEvent, SocketMetrics, Tgid,
 };
+use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -77,7 +77,8 @@ struct Open {
 
 #[derive(Default)]
 struct Carried {
-    sockets: HashMap<SocketCookie, Socket>,
+    /// Looked at for each message; the kernel numbers them, so that nobody can choose numbers that collide.
+    sockets: FxHashMap<SocketCookie, Socket>,
     processes: BTreeMap<Tgid, Process>,
     proxies: BTreeMap<NodeId, (Proxy, Instant)>,
 }
