@@ -46,25 +46,19 @@ impl Sample {
     /// Arithmetic mean, rounded to the nearest nanosecond.
     #[must_use]
     pub fn mean(&self) -> DurationNs {
-        let n = self.0.len() as i128;
-        let sum = self.sum();
-        let rounded = (2 * sum + n).div_euclid(2 * n);
-        DurationNs(i64::try_from(rounded).unwrap_or(i64::MAX))
+        self.moments().mean()
     }
 
     /// 95% confidence interval of the mean, by Student's t: assumes independent requests and enough of them for the mean to be
     /// near normal. With one value the interval is that value.
     #[must_use]
     pub fn mean_ci95(&self) -> (DurationNs, DurationNs) {
-        let n = self.0.len() as f64;
-        let mean = self.sum() as f64 / n;
-        if self.0.len() < 2 {
-            return (self.mean(), self.mean());
-        }
-        let variance = self.0.iter().map(|&t| (t as f64 - mean).powi(2)).sum::<f64>() / (n - 1.0);
-        let half =
-            StudentsT::new(0.0, 1.0, n - 1.0).map_or(f64::INFINITY, |t| t.inverse_cdf(0.975) * (variance / n).sqrt());
-        (DurationNs((mean - half).round() as i64), DurationNs((mean + half).round() as i64))
+        self.moments().mean_ci95()
+    }
+
+    fn moments(&self) -> Moments {
+        let square = |t: &i64| i128::from(*t) * i128::from(*t);
+        Moments { n: self.0.len() as u64, sum: self.sum(), squares: self.0.iter().map(square).sum() }
     }
 
     /// Mean and quantiles.
@@ -77,6 +71,46 @@ impl Sample {
             p99: self.quantile(990),
             p999: self.quantile(999),
         }
+    }
+}
+
+/// How many times there are, their sum and the sum of their squares: exact, so that it does not matter who adds them up in which order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moments {
+    pub(crate) n: u64,
+    pub(crate) sum: i128,
+    pub(crate) squares: i128,
+}
+
+impl Moments {
+    /// Arithmetic mean, rounded to the nearest nanosecond.
+    fn mean(self) -> DurationNs {
+        let n = i128::from(self.n).max(1);
+        let rounded = (2 * self.sum + n).div_euclid(2 * n);
+        DurationNs(i64::try_from(rounded).unwrap_or(i64::MAX))
+    }
+
+    /// See [`Sample::mean_ci95`].
+    pub(crate) fn mean_ci95(self) -> (DurationNs, DurationNs) {
+        if self.n < 2 {
+            return (self.mean(), self.mean());
+        }
+        let n = self.n as f64;
+        let mean = self.sum as f64 / n;
+        let half = StudentsT::new(0.0, 1.0, n - 1.0)
+            .map_or(f64::INFINITY, |t| t.inverse_cdf(0.975) * (self.variance() / n).sqrt());
+        (DurationNs((mean - half).round() as i64), DurationNs((mean + half).round() as i64))
+    }
+
+    /// Of the sample. (n·Σt² − (Σt)²) ÷ (n·(n − 1)) loses nothing while the products are whole numbers.
+    fn variance(self) -> f64 {
+        let n = i128::from(self.n);
+        let exact = || (n.checked_mul(self.squares)?).checked_sub(self.sum.checked_mul(self.sum)?);
+        let above = exact().map_or_else(
+            || (n as f64).mul_add(self.squares as f64, -(self.sum as f64 * self.sum as f64)),
+            |whole| whole as f64,
+        );
+        above.max(0.0) / (n as f64 * (n as f64 - 1.0))
     }
 }
 

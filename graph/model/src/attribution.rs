@@ -1,10 +1,10 @@
 //! The result for one request: a total, and its split.
 
 use crate::{DurationNs, MonotonicNs, Segment, SegmentMap};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Parts of a segment, where they can be told apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Detail {
     /// Bytes were ready and waited for the process to read them.
@@ -68,7 +68,7 @@ impl Detail {
 }
 
 /// Where a segment's value comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
     /// Socket instants.

@@ -47,6 +47,10 @@ pub(crate) struct ShipArgs {
     /// How much may wait there, in MiB; the oldest segments are dropped and counted beyond that
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) store_spool_mib: u32,
+    /// Join the requests of each segment here and send them as well, so that reports are summed up in the store: takes memory for three
+    /// segments at once, and sends each segment when the next one has ended
+    #[arg(long, requires = "store", env = "MESHDIFF_STORE_REQUESTS")]
+    pub(crate) store_requests: bool,
 }
 
 /// Understands a store's address.

@@ -1,19 +1,24 @@
 //! Captures in ClickHouse: `store` and `--store` put them there, `report --store` reads them.
 
 mod args;
+mod line;
 mod read;
 mod segments;
+mod settle;
 mod ship;
+mod sum;
 
 pub(crate) use args::{ShipArgs, StoreArgs, store_url};
 pub(crate) use read::{Stored, gather};
 pub(crate) use segments::SegmentSender;
 pub(crate) use ship::{Shipping, ship_at_once};
+pub(crate) use sum::{SummedReport, summed};
 
 use crate::args::RecordArgs;
 use crate::exit::Failure;
-use crate::record;
-use meshdiff_capture::clickhouse::Store;
+use crate::{cluster, record};
+use meshdiff_capture::clickhouse::{Store, StoreUrl};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long `record` tries to store what it recorded.
@@ -23,12 +28,35 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn record(args: RecordArgs) -> Result<(), Failure> {
     // What can be refused is refused before anything is recorded.
     let url = args.store.as_deref().map(store_url).transpose()?;
-    let options = record::Options::try_from(args)?;
-    record::run(&options)?;
-    if let Some(url) = url {
-        ship_at_once(&url, &options.output, None, PATIENCE)?;
-        eprintln!("Stored {} in {url}.", options.output.display());
+    let output = args.output.clone();
+    if args.is_of_a_cluster() {
+        cluster::record(&args)?;
+    } else {
+        record::run(&record::Options::try_from(args)?)?;
     }
+    if let Some(url) = url {
+        ship(&url, &output, &[], None, PATIENCE)?;
+    }
+    Ok(())
+}
+
+/// Stores a capture, or those of all nodes of a recording in a cluster.
+fn ship(
+    url: &StoreUrl,
+    output: &Path,
+    among: &[PathBuf],
+    node: Option<&str>,
+    patience: Duration,
+) -> Result<(), Failure> {
+    match cluster::nodes_of(output)? {
+        Some(nodes) => {
+            for (node, capture) in nodes {
+                ship_at_once(url, &capture, &[], Some(&node), patience)?;
+            }
+        }
+        None => ship_at_once(url, output, among, node, patience)?,
+    }
+    eprintln!("Stored {} in {url}.", output.display());
     Ok(())
 }
 
@@ -40,8 +68,7 @@ pub(crate) fn run(args: &StoreArgs) -> Result<(), Failure> {
         eprintln!("The tables are there: {url}.");
     }
     for capture in &args.captures {
-        ship_at_once(&url, capture, args.node.as_deref(), args.patience)?;
-        eprintln!("Stored {} in {url}.", capture.display());
+        ship(&url, capture, &args.captures, args.node.as_deref(), args.patience)?;
     }
     if !args.create && args.captures.is_empty() {
         return Err(Failure::Usage("nothing to do: give --create, or captures to store".to_owned()));

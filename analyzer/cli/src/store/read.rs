@@ -11,7 +11,7 @@ use meshdiff_model::MonotonicNs;
 use std::time::Duration;
 
 /// How far a report goes back that is not told otherwise.
-const SINCE: Duration = Duration::from_secs(15 * 60);
+pub(super) const SINCE: Duration = Duration::from_secs(15 * 60);
 
 /// What the store had.
 pub(crate) struct Stored {
@@ -28,7 +28,12 @@ pub(crate) fn gather(store: &str, args: &SourceArgs) -> Result<Stored, Failure> 
     let url = store_url(store)?;
     let name = url.to_string();
     let choice = Choice { since: args.since.unwrap_or(SINCE), namespace: args.namespace.clone() };
-    let mut found = Store::open(url)?.read(&choice)?;
+    let found = Store::open(url)?.read(&choice)?;
+    put_together(found, name)
+}
+
+/// Puts the nodes' recordings together.
+pub(super) fn put_together(mut found: Vec<StoredRecording>, name: String) -> Result<Stored, Failure> {
     for recording in &found {
         tracing::info!(
             node = recording.node,
@@ -39,7 +44,7 @@ pub(crate) fn gather(store: &str, args: &SourceArgs) -> Result<Stored, Failure> 
             "read from the store"
         );
     }
-    found.iter_mut().for_each(put_together);
+    found.iter_mut().for_each(segments_together);
     let several = found.len() > 1;
     let mut notes = Vec::new();
     let Some(first) = found.pop() else {
@@ -60,7 +65,7 @@ pub(crate) fn gather(store: &str, args: &SourceArgs) -> Result<Stored, Failure> 
 }
 
 /// Several segments' metas become that of the whole.
-fn put_together(recording: &mut StoredRecording) {
+fn segments_together(recording: &mut StoredRecording) {
     if recording.metas.len() > 1
         && let Some(meta) = agent::merged_metas(&recording.metas)
     {

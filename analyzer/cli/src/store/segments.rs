@@ -1,6 +1,7 @@
 //! An agent's segments on their way to the store.
 
 use super::Shipping;
+use super::settle::{Neighbours, settle};
 use crate::agent::Segment;
 use crate::exit::Failure;
 use anyhow::Context;
@@ -34,13 +35,19 @@ impl SegmentSender {
         let (queue, segments) = sync_channel::<Arc<Segment>>(MOST_WAITING);
         let shed = Arc::new(AtomicU64::new(0));
         let (to, lost) = (Arc::clone(&shipper), Arc::clone(&shed));
+        let requests = shipping.with_requests();
         let thread = std::thread::Builder::new()
             .name("store-segments".to_owned())
             .spawn(move || {
-                for segment in there.into_iter().chain(segments) {
-                    if !prepare(&to, segment.dir()) {
-                        lost.fetch_add(1, Relaxed);
-                    }
+                let all = there.into_iter().chain(segments);
+                let prepared = |done: bool| {
+                    lost.fetch_add(u64::from(!done), Relaxed);
+                };
+                if requests {
+                    with_requests(all, |neighbours| prepared(prepare(&to, neighbours, true)));
+                } else {
+                    let alone = |of: &Path| prepare(&to, Neighbours { before: None, of, after: None }, false);
+                    all.for_each(|segment| prepared(alone(segment.dir())));
                 }
             })
             .context("cannot start a thread")?;
@@ -74,12 +81,35 @@ impl SegmentSender {
     }
 }
 
-fn prepare(shipper: &Shipper, dir: &Path) -> bool {
+/// Each segment with those before and after it: it is sent when the next one is there, or none comes any more.
+fn with_requests(segments: impl Iterator<Item = Arc<Segment>>, send: impl Fn(Neighbours<'_>)) {
+    let (mut before, mut held): (Option<Arc<Segment>>, Option<Arc<Segment>>) = (None, None);
+    let neighbours = |before: &Option<Arc<Segment>>, of: &Segment, after: Option<&Segment>| {
+        send(Neighbours { before: before.as_ref().map(|s| s.dir()), of: of.dir(), after: after.map(Segment::dir) });
+    };
+    for segment in segments {
+        if let Some(of) = held.replace(Arc::clone(&segment)) {
+            neighbours(&before, &of, Some(&segment));
+            before = Some(of);
+        }
+    }
+    if let Some(of) = held {
+        neighbours(&before, &of, None);
+    }
+}
+
+fn prepare(shipper: &Shipper, neighbours: Neighbours<'_>, requests: bool) -> bool {
+    let dir = neighbours.of;
     let marker = dir.join(PREPARED);
     if marker.exists() {
         return true;
     }
-    match shipper.add(dir) {
+    // Without them a report reads the rows.
+    let requests = requests.then(|| settle(neighbours)).transpose().unwrap_or_else(|error| {
+        tracing::warn!(error = format!("{error:#}"), segment = %dir.display(), "a segment goes to the store without its requests");
+        None
+    });
+    match shipper.add_with(dir, requests.as_ref()) {
         Ok(()) => {
             // Without it the segment is sent again one day, and replaces itself.
             drop(std::fs::File::create(&marker));

@@ -166,20 +166,35 @@ fn every_namespace_and_time(server: &Server, whole: &Path) {
         let more = [&["--namespace", namespace][..], more].concat();
         let (embedded, _) = report(&[&["--capture", path(whole)], &more[..]].concat());
         let (stored, log) = report(&[&["--store", &url], &more[..]].concat());
+        assert!(is_summed(&log), "{namespace}: {log}");
         assert_eq!(stored, embedded, "{more:?}");
-        assert!(!far || fewer(&log), "rows of pods far from {namespace} stay in the store: {log}");
+        if far {
+            let (stored, log) = report(&[&["--join-here", "--store", &url], &more[..]].concat());
+            assert_eq!(stored, embedded, "{more:?}");
+            assert!(fewer(&log), "rows of pods far from {namespace} stay in the store: {log}");
+        }
     }
     let lines = requests(&["--capture", path(whole), "--namespace", "ratings-v1"]);
     assert!(lines.lines().count() > 20);
     assert_eq!(requests(&["--store", &url, "--namespace", "ratings-v1"]), lines);
     let (embedded, _) = report(&["--capture", path(whole), "--since=3s"]);
-    assert_eq!(report(&["--store", &url, "--since=3s"]).0, embedded);
+    let (stored, log) = report(&["--store", &url, "--since=3s"]);
+    assert!(is_summed(&log), "{log}");
+    assert_eq!(stored, embedded);
+    let (stored, log) = report(&["--store", &url]);
+    assert!(is_summed(&log), "{log}");
+    assert_eq!(stored, all);
     // A namespace that nobody has: the same answer, from all of the data.
     let args = ["report", "--namespace", "no'where"];
     let embedded = meshdiff(Path::new("/"), &[&args[..], &["--capture", path(whole)]].concat()).says(4, &["no'where"]);
     let stored = meshdiff(Path::new("/"), &[&args[..], &["--store", &url]].concat()).says(4, &["no'where"]);
     let after = |text: &str| text.split_once("has an end").expect("a sentence").1.to_owned();
     assert_eq!(after(&stored.stderr), after(&embedded.stderr));
+}
+
+/// True if the report was summed up in the store, by what `-v` says.
+fn is_summed(log: &str) -> bool {
+    log.contains("summed up in the store requests=") || log.contains("requests were summed up in the store")
 }
 
 /// True if messages were left in the store, by what `-v` says.
@@ -202,7 +217,22 @@ fn segments_of_an_agent(server: &Server, folder: &Path, data: &CaptureData, whol
     for more in [&["--namespace", "ratings-v1"][..], &["--since=4s"]] {
         let (embedded, _) = report(&[&["--capture", path(whole)], more].concat());
         let (stored, log) = report(&[&["--store", &url], more].concat());
-        assert!(log.contains("captures=3"), "{log}");
+        // Stored one by one, none was joined with what came before and after it.
+        assert!(log.contains("captures=3") && !is_summed(&log), "{log}");
+        assert_eq!(stored, embedded, "{more:?}");
+    }
+    let url = server.database("joined");
+    meshdiff(Path::new("/"), &["store", "--create", "--store", &url]).says(0, &[]);
+    // Given together, and the last one once more.
+    let all: Vec<&str> = segments.iter().map(|s| path(s)).collect();
+    for _ in 0..2 {
+        let args = [&["store", "--patience=120s", "--store", &url][..], &all].concat();
+        meshdiff(Path::new("/"), &args).says(0, &["Stored"]);
+    }
+    for more in [&[][..], &["--namespace", "ratings-v1"], &["--since=4s"]] {
+        let (embedded, _) = report(&[&["--capture", path(whole)], more].concat());
+        let (stored, log) = report(&[&["--store", &url], more].concat());
+        assert!(is_summed(&log), "{log}");
         assert_eq!(stored, embedded, "{more:?}");
     }
 }
@@ -233,9 +263,14 @@ fn two_nodes(server: &Server, folder: &Path, data: &CaptureData) {
     let (a, b) = (half("node-a", true), half("node-b", false));
     let url = store(server, "nodes", &[(&b, &[]), (&a, &["--node", "node-a"])]);
     // What is made of several nodes' recordings is the business of the tests of a cluster.
-    let (stored, log) = report(&["--store", &url]);
+    let (joined, log) = report(&["--join-here", "--store", &url]);
     assert!(log.contains("node=\"node-a\"") && log.contains("node=\"node-b\""), "{log}");
-    assert!(stored["coverage"]["requests"].as_u64().is_some_and(|n| n > 100), "{}", stored["coverage"]);
+    assert!(joined["coverage"]["requests"].as_u64().is_some_and(|n| n > 100), "{}", joined["coverage"]);
+    let (stored, log) = report(&["--store", &url]);
+    assert!(is_summed(&log), "{log}");
+    for part in ["coverage", "verdict", "hops", "window", "findings"] {
+        assert_eq!(stored[part], joined[part], "{part}");
+    }
 }
 
 fn what_is_wrong_is_said(server: &Server) {

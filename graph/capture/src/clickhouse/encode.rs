@@ -1,12 +1,12 @@
 //! A capture as the store takes it: each table's parts with the key's columns, in Parquet bodies of a bounded size.
 
 use super::error::StoreError;
+use super::requests::{self, JoinedRequests, REQUESTS};
 use super::schema::KEY;
 use super::select::STORED;
 use crate::meta::Meta;
 use crate::part;
 use crate::reader::{Capture, CaptureState};
-use crate::table::Table;
 use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
@@ -21,11 +21,14 @@ use std::sync::Arc;
 /// A body is closed when it has this many rows, or was made of parts of this many bytes.
 const MOST_ROWS: usize = 200_000;
 const MOST_BYTES: u64 = 16 << 20;
+/// Requests of one body: each is some 2 KB before it is compressed.
+const MOST_REQUESTS: usize = 20_000;
 
 /// What is inserted at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Insert {
-    pub(crate) table: Table,
+    /// The name of a table of the capture's, or of the store's own.
+    pub(crate) table: String,
     /// Which of the capture's inserts it is: with the capture's name it says what was inserted, so that a server can tell the same again.
     pub(crate) number: u32,
     pub(crate) columns: Vec<String>,
@@ -34,7 +37,7 @@ pub(crate) struct Insert {
 impl Insert {
     pub(crate) fn sql(&self) -> String {
         let columns: Vec<String> = self.columns.iter().map(|c| quoted(c)).collect();
-        format!("INSERT INTO {} ({}) FORMAT Parquet", quoted(self.table.as_str()), columns.join(", "))
+        format!("INSERT INTO {} ({}) FORMAT Parquet", quoted(&self.table), columns.join(", "))
     }
 }
 
@@ -55,6 +58,9 @@ pub(crate) struct CaptureRow {
     /// `meta.json` as a text: the store has no business with what is in it.
     pub(crate) meta: String,
     pub(crate) warnings: Vec<String>,
+    /// The captures with which its requests were joined, itself among them; empty if they were not.
+    #[serde(default)]
+    pub(crate) joined: Vec<String>,
 }
 
 impl CaptureRow {
@@ -70,12 +76,14 @@ impl CaptureRow {
             rows: BTreeMap::new(),
             meta: serde_json::to_string(meta).map_err(|e| StoreError::encode(super::schema::CAPTURES, e))?,
             warnings: Vec::new(),
+            joined: Vec::new(),
         })
     }
 }
 
-/// The same for the same recording, whoever stores it how often.
-pub(crate) fn capture_id(meta: &Meta) -> String {
+/// A capture's name in stores: the same for the same recording, whoever stores it how often.
+#[must_use]
+pub fn capture_id(meta: &Meta) -> String {
     let mut hash = Sha256::new();
     for part in [&meta.host.boot_id, &meta.host.hostname] {
         hash.update((part.len() as u64).to_le_bytes());
@@ -96,6 +104,7 @@ pub(crate) fn capture_id(meta: &Meta) -> String {
 pub(crate) fn encode(
     capture: &Capture,
     node: Option<&str>,
+    requests: Option<&JoinedRequests>,
     mut take: impl FnMut(Insert, Vec<u8>) -> Result<(), StoreError>,
 ) -> Result<CaptureRow, StoreError> {
     if capture.state() == CaptureState::InProgress {
@@ -122,7 +131,7 @@ pub(crate) fn encode(
                 if body.as_ref().is_some_and(|b| b.is_full() || b.schema != batch.schema())
                     && let Some(full) = body.take()
                 {
-                    full.close(table, &mut number, &mut take)?;
+                    full.close(table.as_str(), &mut number, &mut take)?;
                 }
                 if batch.num_rows() == 0 {
                     continue;
@@ -139,9 +148,20 @@ pub(crate) fn encode(
             }
         }
         if let Some(last) = body {
-            last.close(table, &mut number, &mut take)?;
+            last.close(table.as_str(), &mut number, &mut take)?;
         }
         row.warnings.extend(damage.warnings());
+    }
+    if let Some(joined) = requests {
+        for (index, rows) in joined.rows.chunks(MOST_REQUESTS).enumerate() {
+            let bad = |e: Box<dyn std::error::Error>| StoreError::encode(REQUESTS, e);
+            let batch = requests::batch(&row.boot_id, rows).map_err(|e| bad(e.into()))?;
+            let batch = keyed(&row, index, 0, &batch).map_err(bad)?;
+            let body = Body::new(batch.schema()).and_then(|b| b.with(&batch)).map_err(|e| bad(e.into()))?;
+            body.close(REQUESTS, &mut number, &mut take)?;
+        }
+        row.rows.insert(REQUESTS.to_owned(), joined.rows.len() as u64);
+        row.joined.clone_from(&joined.with);
     }
     Ok(row)
 }
@@ -198,13 +218,13 @@ impl Body {
 
     fn close(
         self,
-        table: Table,
+        table: &str,
         number: &mut u32,
         take: &mut impl FnMut(Insert, Vec<u8>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let columns = self.schema.fields().iter().map(|f| f.name().clone()).collect();
         let bytes = self.writer.into_inner().map_err(|e| StoreError::encode(table, e))?;
-        let insert = Insert { table, number: *number, columns };
+        let insert = Insert { table: table.to_owned(), number: *number, columns };
         *number += 1;
         take(insert, bytes)
     }

@@ -3,8 +3,10 @@
 use super::client::{Client, Query};
 use super::encode::{CaptureRow, quoted};
 use super::error::StoreError;
+use super::requests::REQUESTS;
 use super::schema::{self, CAPTURES, Deployment};
 use super::select::{Group, Kept, QUOTE, STORED};
+use super::summary::{ClassCount, Cut, Doubts, EntrySums, HopSums, NearSums, Oddity, SlowRow, StretchSums, Summary};
 use super::url::StoreUrl;
 use crate::SCHEMA_VERSION;
 use crate::damage::Damage;
@@ -16,7 +18,7 @@ use crate::tables::Row;
 use crate::view::Interner;
 use meshdiff_model::{DurationNs, HopSide, Http2Stream, Message, Process, Proxy, Socket, SocketMetrics};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A capture is asked for whole, and with those that began this long before the time that was asked for: a request's connections are
@@ -35,6 +37,9 @@ const MOST_CAPTURES: usize = 200;
 const MOST_PRUNED: usize = 500;
 /// Neither would lists of pods that are longer than this.
 const MOST_NAMED: usize = 20_000;
+
+/// Of more captures than this, which make a day of an agent's, or a quarter of an hour of a hundred agents', requests are not summed up.
+const MOST_SUMMED: usize = 3_000;
 
 /// What is wanted of a store.
 #[derive(Clone, Debug)]
@@ -67,6 +72,7 @@ pub struct Store {
 }
 
 /// A capture of the store.
+#[derive(Debug)]
 struct Known {
     row: CaptureRow,
     meta: Meta,
@@ -90,25 +96,33 @@ impl Store {
         for statement in schema::statements(Deployment::Single).map_err(bad)? {
             self.client.run(&Query::new(statement))?;
         }
-        for table in Table::ALL {
-            let there = self.columns_of(table)?;
-            for (column, statement) in table.columns().iter().zip(schema::added_columns(table).map_err(bad)?) {
-                if !there.contains(&column.name.to_owned()) {
-                    self.client.run(&Query::new(statement))?;
-                }
+        let there = self.columns()?;
+        for (table, column, statement) in schema::added_columns().map_err(bad)? {
+            if !there.contains(&(table, column)) {
+                self.client.run(&Query::new(statement))?;
             }
         }
         Ok(())
     }
 
-    fn columns_of(&self, table: Table) -> Result<Vec<String>, StoreError> {
+    /// The tables' columns.
+    fn columns(&self) -> Result<BTreeSet<(String, String)>, StoreError> {
         #[derive(Deserialize)]
         struct Column {
+            table: String,
             name: String,
         }
-        let sql = "SELECT name FROM system.columns WHERE database = {database:String} AND table = {table:String} FORMAT JSONEachRow";
-        let query = Query::new(sql).with("database", self.client.url().database()).with("table", table);
-        Ok(self.json_rows::<Column>(&query, table.as_str())?.into_iter().map(|c| c.name).collect())
+        let sql = "SELECT table, name FROM system.columns WHERE database = {database:String} FORMAT JSONEachRow";
+        let query = Query::new(sql).with("database", self.client.url().database());
+        Ok(self.json_rows::<Column>(&query, CAPTURES)?.into_iter().map(|c| (c.table, c.name)).collect())
+    }
+
+    /// Finds the captures that were chosen.
+    ///
+    /// # Errors
+    /// If the store refuses, or answers what cannot be read.
+    pub fn find(&self, choice: &Choice) -> Result<Found, StoreError> {
+        Ok(Found { groups: grouped(self.captures(choice.since)?), namespace: choice.namespace.clone() })
     }
 
     /// Reads what was chosen, one recording for each node (and boot), in order of their names.
@@ -116,18 +130,113 @@ impl Store {
     /// # Errors
     /// If the store refuses, or answers what cannot be read.
     pub fn read(&self, choice: &Choice) -> Result<Vec<StoredRecording>, StoreError> {
-        let groups = grouped(self.captures(choice.since)?);
+        self.read_found(&self.find(choice)?)
+    }
+
+    /// Reads captures that were found.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_found(&self, found: &Found) -> Result<Vec<StoredRecording>, StoreError> {
         // Clocks of several nodes are told by all that they said to each other: nothing of it may be missing.
-        let one = groups.len() == 1 && groups.iter().all(|(captures, _)| captures.len() <= MOST_PRUNED);
-        let namespace = choice.namespace.as_deref().filter(|_| one);
-        groups.into_iter().map(|(captures, notes)| self.read_group(captures, notes, namespace)).collect()
+        let one = found.groups.len() == 1 && found.groups.iter().all(|(captures, _)| captures.len() <= MOST_PRUNED);
+        let namespace = found.namespace.as_deref().filter(|_| one);
+        found.groups.iter().map(|(captures, notes)| self.read_group(captures, notes.clone(), namespace)).collect()
+    }
+
+    /// Reads of captures that were found what the lines between programs are made of: no request can be told by it.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_lines(&self, found: &Found) -> Result<Vec<StoredRecording>, StoreError> {
+        let of = |(captures, notes): &(Vec<Known>, Vec<String>)| {
+            let mut notes = notes.clone();
+            let (ids, ends) = names_of(captures)?;
+            let group =
+                Group { node: &captures[0].row.capture_node, segments: ends, all: &ids, kept: None, lines_only: true };
+            let mut reading = Reading { store: self, captures, group, damage: Damage::default() };
+            notes.extend(reading.incomplete()?);
+            let data = reading.read()?;
+            notes.extend(captures.iter().flat_map(|c| c.row.warnings.iter().cloned()));
+            Ok(StoredRecording {
+                node: captures[0].row.capture_node.clone(),
+                metas: captures.iter().map(|c| c.meta.clone()).collect(),
+                data,
+                notes,
+                pruned: true,
+            })
+        };
+        found.groups.iter().map(of).collect()
+    }
+
+    /// Says why the requests of captures that were found cannot be summed up in the store, if so.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn why_not(&self, found: &Found, cut: &Cut) -> Result<Option<Why>, StoreError> {
+        if let Some(why) = found.why_not() {
+            return Ok(Some(why));
+        }
+        let doubts: Vec<Doubts> = found.with_summary(cut, |summary| self.json_rows(&summary.doubts(), REQUESTS))?;
+        let doubts = doubts.first().copied().unwrap_or_default();
+        Ok((!doubts.none()).then_some(Why::Doubts(doubts)))
+    }
+
+    /// Counts of the requests by coverage.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn counts(&self, found: &Found, cut: &Cut) -> Result<Vec<ClassCount>, StoreError> {
+        found.with_summary(cut, |summary| self.json_rows(&summary.counts(), REQUESTS))
+    }
+
+    /// What is counted and is no request.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn oddities(&self, found: &Found, cut: &Cut) -> Result<Vec<Oddity>, StoreError> {
+        found.with_summary(cut, |summary| self.json_rows(&summary.oddities(), REQUESTS))
+    }
+
+    /// Statistics by hop.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn hops(&self, found: &Found, cut: &Cut) -> Result<(Vec<HopSums>, Vec<NearSums>), StoreError> {
+        found.with_summary(cut, |summary| {
+            Ok((self.json_rows(&summary.hops(), REQUESTS)?, self.json_rows(&summary.near(), REQUESTS)?))
+        })
+    }
+
+    /// Entry requests whose trees are full, by hop.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn entries(&self, found: &Found, cut: &Cut) -> Result<Vec<EntrySums>, StoreError> {
+        found.with_summary(cut, |summary| self.json_rows(&summary.entries(), REQUESTS))
+    }
+
+    /// What the entry requests of one hop caused.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn stretches(&self, found: &Found, cut: &Cut, of: &EntrySums) -> Result<Vec<StretchSums>, StoreError> {
+        found.with_summary(cut, |summary| self.json_rows(&summary.stretches(&of.client, &of.server), REQUESTS))
+    }
+
+    /// The slowest full entry requests, slowest first, and after them what they caused, in order of start.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn slowest(&self, found: &Found, cut: &Cut) -> Result<Vec<SlowRow>, StoreError> {
+        found.with_summary(cut, |summary| self.json_rows(&summary.slowest(), REQUESTS))
     }
 
     fn captures(&self, since: Duration) -> Result<Vec<Known>, StoreError> {
         let back = i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).saturating_add(LEAD.0);
         let sql = format!(
             "SELECT c.capture_id AS capture_id, c.capture_node AS capture_node, c.segment AS segment, c.end_ns AS end_ns, \
-             c.boot_id AS boot_id, c.rows AS rows, c.meta AS meta, c.warnings AS warnings FROM {0} AS c FINAL \
+             c.boot_id AS boot_id, c.rows AS rows, c.meta AS meta, c.warnings AS warnings, c.joined AS joined FROM {0} AS c FINAL \
              INNER JOIN (SELECT capture_node, max(end_ns) AS newest FROM {0} GROUP BY capture_node) AS n ON c.capture_node = n.capture_node \
              WHERE toInt128(c.end_ns) >= toInt128(n.newest) - toInt128({{back:Int64}}) \
              AND toInt128(n.newest) >= (SELECT toInt128(max(end_ns)) FROM {0}) - toInt128({{away:Int64}}) \
@@ -154,22 +263,14 @@ impl Store {
 
     fn read_group(
         &self,
-        captures: Vec<Known>,
+        captures: &[Known],
         mut notes: Vec<String>,
         namespace: Option<&str>,
     ) -> Result<StoredRecording, StoreError> {
-        let ids: Vec<&str> = captures.iter().map(|c| c.row.capture_id.as_str()).collect();
-        let all = ids.join(",");
-        let (Some(first), Some(last)) = (captures.first(), captures.last()) else {
-            return Err(StoreError::answer(CAPTURES, "no capture"));
-        };
-        let whole = Group {
-            node: &first.row.capture_node,
-            segments: (first.row.segment, last.row.segment),
-            all: &all,
-            kept: None,
-        };
-        let mut reading = Reading { store: self, captures: &captures, group: whole.clone(), damage: Damage::default() };
+        let (all, segments) = names_of(captures)?;
+        let node = captures[0].row.capture_node.clone();
+        let whole = Group { node: &node, segments, all: &all, kept: None, lines_only: false };
+        let mut reading = Reading { store: self, captures, group: whole.clone(), damage: Damage::default() };
         notes.extend(reading.incomplete()?);
         let mut data = None;
         let kept = namespace.map(|namespace| self.kept(&whole, namespace)).transpose()?.flatten();
@@ -191,8 +292,13 @@ impl Store {
             }
         };
         notes.extend(captures.iter().flat_map(|c| c.row.warnings.iter().cloned()));
-        let node = first.row.capture_node.clone();
-        Ok(StoredRecording { node, metas: captures.iter().map(|c| c.meta.clone()).collect(), data, notes, pruned })
+        Ok(StoredRecording {
+            node: node.clone(),
+            metas: captures.iter().map(|c| c.meta.clone()).collect(),
+            data,
+            notes,
+            pruned,
+        })
     }
 
     /// The pods that matter to a namespace; `None` where nobody names it, or where they are too many for an address.
@@ -208,6 +314,96 @@ impl Store {
             .into_iter()
             .collect::<Result<_, _>>()
             .map_err(|e| StoreError::answer(table, e))
+    }
+}
+
+/// The names of captures with commas, and when the first and the last of them began.
+fn names_of(captures: &[Known]) -> Result<(String, (i64, i64)), StoreError> {
+    let ids: Vec<&str> = captures.iter().map(|c| c.row.capture_id.as_str()).collect();
+    let (Some(first), Some(last)) = (captures.first(), captures.last()) else {
+        return Err(StoreError::answer(CAPTURES, "no capture"));
+    };
+    Ok((ids.join(","), (first.row.segment, last.row.segment)))
+}
+
+/// Captures that were chosen: one group for each node and boot, in order, with what was noticed about them.
+#[derive(Debug)]
+pub struct Found {
+    groups: Vec<(Vec<Known>, Vec<String>)>,
+    namespace: Option<String>,
+}
+
+/// Why the requests of captures cannot be summed up in the store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// They are not there.
+    #[error(
+        "the store has no requests of {captures} of the captures: an earlier meshdiff stored them, or they were stored one by one"
+    )]
+    NotJoined {
+        /// How many captures.
+        captures: usize,
+    },
+    /// Too many captures for one question.
+    #[error("{captures} captures are more than one question can name")]
+    TooMany {
+        /// How many.
+        captures: usize,
+    },
+    /// It would not be certain.
+    #[error(
+        "it would not be certain for all requests: {} pairs of halves depend on each other, {} halves have no partner, {} no connection, \
+         {} are there several times, and {} requests are too deep in their trees", .0.pairs, .0.lonely, .0.nowhere, .0.several, .0.deep
+    )]
+    Doubts(Doubts),
+}
+
+impl Found {
+    /// The captures' metas, one list for each node and boot.
+    #[must_use]
+    pub fn metas(&self) -> Vec<(String, Vec<Meta>)> {
+        let of = |(captures, _): &(Vec<Known>, Vec<String>)| {
+            let node = captures.first().map(|c| c.row.capture_node.clone()).unwrap_or_default();
+            (node, captures.iter().map(|c| c.meta.clone()).collect())
+        };
+        self.groups.iter().map(of).collect()
+    }
+
+    /// How many rows a table has in all captures.
+    #[must_use]
+    pub fn rows(&self, table: Table) -> u64 {
+        let captures = self.groups.iter().flat_map(|(captures, _)| captures);
+        captures.filter_map(|c| c.row.rows.get(table.as_str())).sum()
+    }
+
+    /// Each capture's requests must have been joined with what came before and after it.
+    fn why_not(&self) -> Option<Why> {
+        let mut count = 0;
+        let mut unjoined = 0;
+        for (captures, _) in &self.groups {
+            count += captures.len();
+            for (i, capture) in captures.iter().enumerate() {
+                let near = &captures[i.saturating_sub(1)..(i + 2).min(captures.len())];
+                let joined = near.iter().all(|n| capture.row.joined.contains(&n.row.capture_id));
+                unjoined += usize::from(!joined);
+            }
+        }
+        if unjoined > 0 {
+            return Some(Why::NotJoined { captures: unjoined });
+        }
+        (count > MOST_SUMMED).then_some(Why::TooMany { captures: count })
+    }
+
+    fn with_summary<T>(
+        &self,
+        cut: &Cut,
+        ask: impl FnOnce(&Summary<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let captures = || self.groups.iter().flat_map(|(captures, _)| captures);
+        let ids: Vec<&str> = captures().map(|c| c.row.capture_id.as_str()).collect();
+        let segments = || captures().map(|c| c.row.segment);
+        let ends = (segments().min().unwrap_or_default(), segments().max().unwrap_or_default());
+        ask(&Summary { ids: &ids.join(","), segments: ends, several: self.groups.len() > 1, cut })
     }
 }
 

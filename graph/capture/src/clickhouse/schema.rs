@@ -1,5 +1,6 @@
 //! The store's tables: the capture's, with columns that say which capture a row is of. Made from the capture's own schema.
 
+use super::requests::{self, REQUESTS};
 use crate::column::ColumnDoc;
 use crate::table::Table;
 use std::fmt::Write as _;
@@ -20,7 +21,8 @@ pub(crate) const KEY: [(&str, &str, &str); 5] = [
     ("row", "UInt32", "The row's place in the part."),
 ];
 
-const CAPTURE_COLUMNS: [(&str, &str, &str); 8] = [
+/// The columns of [`CAPTURES`].
+pub(crate) const CAPTURE_COLUMNS: [(&str, &str, &str); 9] = [
     ("capture_id", "String", "The capture."),
     ("capture_node", "LowCardinality(String)", "The node on which it was recorded."),
     ("segment", "Int64", "When it began, in ns since 1970."),
@@ -29,7 +31,39 @@ const CAPTURE_COLUMNS: [(&str, &str, &str); 8] = [
     ("rows", "Map(String, UInt64)", "How many rows of each table belong to it."),
     ("meta", "String", "The capture's meta.json."),
     ("warnings", "Array(String)", "What could not be read of it when it was stored."),
+    (
+        "joined",
+        "Array(String)",
+        "The captures that were joined together to find its requests, itself among them; empty if `requests` has none of it.",
+    ),
 ];
+
+/// A column of a table that only the store has.
+#[derive(Clone, Debug)]
+pub(crate) struct StoreColumn {
+    pub(crate) name: String,
+    kind: String,
+    codec: &'static str,
+    doc: String,
+}
+
+impl StoreColumn {
+    pub(crate) fn new(name: &str, kind: &str, doc: &str) -> Self {
+        Self { name: name.to_owned(), kind: kind.to_owned(), codec: "ZSTD(1)", doc: doc.to_owned() }
+    }
+
+    pub(crate) fn with_codec(self, codec: &'static str) -> Self {
+        Self { codec, ..self }
+    }
+
+    fn line(&self) -> String {
+        line(&self.name, &self.kind, &format!(" CODEC({})", self.codec), &self.doc)
+    }
+}
+
+const ROW_KEY: &str = "(capture_node, segment, capture_id, part, row)";
+/// All rows of a capture are on one shard.
+const BY_CAPTURE: &str = "cityHash64(capture_id)";
 
 /// How the tables are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,15 +86,15 @@ pub(crate) fn statements(deployment: Deployment) -> Result<Vec<String>, String> 
             let kind = store_type(&column.type_name)?;
             columns.push(line(column.name, &kind, codec(&column), column.meaning));
         }
-        out.extend(table_statements(
-            deployment,
-            table.as_str(),
-            &columns,
-            "(capture_node, segment, capture_id, part, row)",
-        ));
+        out.extend(table_statements(deployment, table.as_str(), &columns, ROW_KEY, BY_CAPTURE));
     }
+    let mut columns: Vec<String> = KEY.iter().map(|(name, kind, doc)| line(name, kind, "", doc)).collect();
+    columns.extend(requests::columns().iter().map(StoreColumn::line));
+    // The two halves of a request are on one shard.
+    let shard = "cityHash64(if(half_flow = '', capture_id, half_flow))";
+    out.extend(table_statements(deployment, REQUESTS, &columns, ROW_KEY, shard));
     let columns: Vec<String> = CAPTURE_COLUMNS.iter().map(|(name, kind, doc)| line(name, kind, "", doc)).collect();
-    out.extend(table_statements(deployment, CAPTURES, &columns, "(capture_node, segment, capture_id)"));
+    out.extend(table_statements(deployment, CAPTURES, &columns, "(capture_node, segment, capture_id)", BY_CAPTURE));
     Ok(out)
 }
 
@@ -88,20 +122,27 @@ pub fn sql(deployment: Deployment) -> Result<String, String> {
     Ok(text)
 }
 
-/// What a table of an earlier version lacks: column by column, so that those that are there are passed over.
-pub(crate) fn added_columns(table: Table) -> Result<Vec<String>, String> {
-    let columns = table.columns();
-    let add = |column: &ColumnDoc| {
-        let kind = store_type(&column.type_name)?;
-        let line = line(column.name, &kind, codec(column), column.meaning);
-        Ok(format!("ALTER TABLE `{table}` ADD COLUMN IF NOT EXISTS {line}"))
+/// What tables of an earlier version may lack: table, column, and the statement that adds it.
+pub(crate) fn added_columns() -> Result<Vec<(String, String, String)>, String> {
+    let mut out = Vec::new();
+    let mut add = |table: &str, column: &str, line: String| {
+        let statement = format!("ALTER TABLE `{table}` ADD COLUMN IF NOT EXISTS {line}");
+        out.push((table.to_owned(), column.to_owned(), statement));
     };
-    columns.iter().map(add).collect()
+    for table in Table::ALL {
+        for column in table.columns() {
+            let kind = store_type(&column.type_name)?;
+            add(table.as_str(), column.name, line(column.name, &kind, codec(&column), column.meaning));
+        }
+    }
+    requests::columns().iter().for_each(|column| add(REQUESTS, &column.name, column.line()));
+    CAPTURE_COLUMNS.iter().for_each(|(name, kind, doc)| add(CAPTURES, name, line(name, kind, "", doc)));
+    Ok(out)
 }
 
 /// Rows that are sent again replace themselves: the key says which row it is. Where inserts are deduplicated as well, they do not
 /// even arrive twice.
-fn table_statements(deployment: Deployment, table: &str, columns: &[String], key: &str) -> Vec<String> {
+fn table_statements(deployment: Deployment, table: &str, columns: &[String], key: &str, shard: &str) -> Vec<String> {
     let columns = columns.iter().map(|c| format!("    {c}")).collect::<Vec<_>>().join(",\n");
     let tail = format!("PARTITION BY toDate(intDiv(segment, 1000000000))\nORDER BY {key}");
     match deployment {
@@ -115,10 +156,10 @@ fn table_statements(deployment: Deployment, table: &str, columns: &[String], key
                  ReplicatedReplacingMergeTree('/clickhouse/tables/{{shard}}/{{database}}/{table}_local', '{{replica}}')\n{tail}\n\
                  SETTINGS replicated_deduplication_window = 1000"
             ),
-            // All rows of a capture are on one shard: what replaces a row meets it there.
+            // The same row goes to the same shard each time: what replaces it meets it there.
             format!(
                 "CREATE TABLE IF NOT EXISTS `{table}` ON CLUSTER '{{cluster}}' AS `{table}_local`\n\
-                 ENGINE = Distributed('{{cluster}}', currentDatabase(), '{table}_local', cityHash64(capture_id))"
+                 ENGINE = Distributed('{{cluster}}', currentDatabase(), '{table}_local', {shard})"
             ),
         ],
     }
@@ -189,6 +230,9 @@ mod tests {
             for column in table.columns() {
                 assert!(KEY.iter().all(|(name, _, _)| *name != column.name), "{table}.{}", column.name);
             }
+        }
+        for column in requests::columns() {
+            assert!(KEY.iter().all(|(name, _, _)| *name != column.name), "{}", column.name);
         }
     }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Group<'a> {
     pub(crate) all: &'a str,
     /// Keep what matters to a namespace.
     pub(crate) kept: Option<&'a Kept>,
+    /// Keep what lines are made of: who talked with whom, and what was spoken.
+    pub(crate) lines_only: bool,
 }
 
 /// The pods that matter to a namespace, as lists with commas.
@@ -85,8 +87,10 @@ impl Group<'_> {
             Some(condition) => format!(" AND {condition}"),
             None => String::new(),
         };
+        let few =
+            self.lines_only.then(|| of_lines(table)).flatten().map_or_else(String::new, |few| format!(" AND {few}"));
         let sql = format!(
-            "SELECT {select} FROM {} AS t FINAL WHERE {CHOSEN}{kept} {tail} FORMAT Parquet",
+            "SELECT {select} FROM {} AS t FINAL WHERE {CHOSEN}{kept}{few} {tail} FORMAT Parquet",
             quoted(table.as_str())
         );
         let query = Query::new(sql)
@@ -174,6 +178,46 @@ fn matters(table: Table) -> Option<&'static str> {
     }
 }
 
+/// Which rows tell the lines between programs: of each direction of a socket the first and the last message, which tell the extent of
+/// its sequence numbers, and the first of each content; of the entries that speak of one connection one for each second. All of what is
+/// small.
+fn of_lines(table: Table) -> Option<String> {
+    const PLACE: &str = "t.segment, t.capture_id, t.part, t.row";
+    let first = |table: Table, partitions: &[(&str, &str)]| {
+        let of = |(by, order): &(&str, &str)| {
+            let place = PLACE.replace(", ", &format!(" {order}, "));
+            format!(
+                "SELECT {PLACE} FROM {table} AS t FINAL WHERE {CHOSEN} ORDER BY {by}, {place} {order} LIMIT 1 BY {by}"
+            )
+        };
+        let all: Vec<String> = partitions.iter().map(|p| format!("SELECT * FROM ({})", of(p))).collect();
+        format!("({PLACE}) IN ({})", all.join(" UNION ALL "))
+    };
+    match table {
+        Table::Messages => Some(first(
+            table,
+            &[
+                ("t.cookie, t.direction", "ASC"),
+                ("t.cookie, t.direction", "DESC"),
+                ("t.cookie, t.direction, t.content", "ASC"),
+            ],
+        )),
+        Table::Http2Streams => Some(first(table, &[("t.cookie, t.grpc", "ASC")])),
+        Table::AccessLogs => Some(format!(
+            "(t.protocol = 'tcp' OR {})",
+            first(
+                table,
+                &[(
+                    "t.node, t.protocol, t.access_log_type, t.downstream_direct_remote_ip, t.downstream_direct_remote_port, \
+                     t.upstream_local_ip, t.upstream_local_port, intDiv(t.start_time_ns, 1000000000)",
+                    "ASC"
+                )]
+            )
+        )),
+        Table::Sockets | Table::SocketMetrics | Table::Proxies | Table::Processes | Table::Events => None,
+    }
+}
+
 /// `pods`: the addresses that matter; `places`: which network namespace has which.
 ///
 /// Loopback addresses are every pod's and tie none together; within a pod its network namespace does.
@@ -218,7 +262,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_never_becomes_text_of_the_question() {
         let kept = Kept { netns: "1) OR 1".into(), addresses: "'; DROP".into() };
-        let group = Group { node: "n' OR 1", segments: (1, 2), all: "a", kept: Some(&kept) };
+        let group = Group { node: "n' OR 1", segments: (1, 2), all: "a", kept: Some(&kept), lines_only: true };
         let rows = Table::ALL.into_iter().map(|table| group.rows(table, "a,b"));
         for query in rows.chain([group.kept("x'; DROP TABLE sockets --"), group.counts("a,b")]) {
             assert!(!query.sql.contains("DROP") && !query.sql.contains("OR 1"), "{}", query.sql);

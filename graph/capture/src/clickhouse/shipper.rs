@@ -3,7 +3,8 @@
 use super::client::{Client, Query};
 use super::encode::{CaptureRow, quoted};
 use super::error::StoreError;
-use super::schema::CAPTURES;
+use super::requests::JoinedRequests;
+use super::schema::{CAPTURE_COLUMNS, CAPTURES};
 use super::spool::{Spool, Waiting, prepare};
 use super::url::StoreUrl;
 use crate::reader::Capture;
@@ -126,8 +127,16 @@ impl Shipper {
     /// # Errors
     /// If the capture cannot be read, or does not fit.
     pub fn add(&self, capture: &Path) -> Result<(), StoreError> {
+        self.add_with(capture, None)
+    }
+
+    /// As [`add`](Self::add), with the requests that were found in it: what is summed up in the store.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn add_with(&self, capture: &Path, requests: Option<&JoinedRequests>) -> Result<(), StoreError> {
         let capture = Capture::open(capture)?;
-        let prepared = prepare(&self.spool, &capture, self.node.as_deref())?;
+        let prepared = prepare(&self.spool, &capture, self.node.as_deref(), requests)?;
         let mut state = self.shared.lock();
         let dropped = state.spool.take_in(prepared);
         if let Ok(dropped) = &dropped
@@ -280,7 +289,9 @@ fn send(client: &Client, waiting: &Waiting, done: &mut u32) -> Result<(), StoreE
 }
 
 fn capture_query(row: &CaptureRow) -> Query {
-    let sql = format!("INSERT INTO {} FORMAT JSONEachRow", quoted(CAPTURES));
+    // Named, so that a table of an earlier version is told from data that cannot be understood.
+    let columns: Vec<String> = CAPTURE_COLUMNS.iter().map(|(name, _, _)| quoted(name)).collect();
+    let sql = format!("INSERT INTO {} ({}) FORMAT JSONEachRow", quoted(CAPTURES), columns.join(", "));
     Query::new(sql).setting("insert_deduplication_token", format!("{}-capture", row.capture_id))
 }
 

@@ -2,6 +2,7 @@
 
 use super::encode::{CaptureRow, Insert, encode};
 use super::error::StoreError;
+use super::requests::JoinedRequests;
 use crate::file::{sync_dir, write_whole};
 use crate::reader::Capture;
 use std::collections::VecDeque;
@@ -154,13 +155,18 @@ pub(crate) struct Prepared {
 }
 
 /// Encodes a capture into a folder of the spool's, under a name that does not count yet.
-pub(crate) fn prepare(spool: &Path, capture: &Capture, node: Option<&str>) -> Result<Prepared, StoreError> {
+pub(crate) fn prepare(
+    spool: &Path,
+    capture: &Capture,
+    node: Option<&str>,
+    requests: Option<&JoinedRequests>,
+) -> Result<Prepared, StoreError> {
     let start = capture.meta().start.wall.0.max(0);
     let name = format!("{start:020}-{}", super::encode::capture_id(capture.meta()));
     let making = spool.join(format!("{name}{MAKING}"));
     drop(fs::remove_dir_all(&making));
     fs::create_dir_all(&making).map_err(StoreError::spool(&making))?;
-    let made = fill(&making, capture, node);
+    let made = fill(&making, capture, node, requests);
     match made {
         Ok(bytes) => Ok(Prepared { making, name, bytes }),
         Err(error) => {
@@ -170,7 +176,12 @@ pub(crate) fn prepare(spool: &Path, capture: &Capture, node: Option<&str>) -> Re
     }
 }
 
-fn fill(making: &Path, capture: &Capture, node: Option<&str>) -> Result<u64, StoreError> {
+fn fill(
+    making: &Path,
+    capture: &Capture,
+    node: Option<&str>,
+    requests: Option<&JoinedRequests>,
+) -> Result<u64, StoreError> {
     let mut inserts = Vec::new();
     let mut bytes = 0;
     let mut write = |name: &str, contents: &[u8]| {
@@ -178,7 +189,7 @@ fn fill(making: &Path, capture: &Capture, node: Option<&str>) -> Result<u64, Sto
         bytes += contents.len() as u64;
         write_whole(&path, contents, true).map_err(StoreError::spool(&path))
     };
-    let row = encode(capture, node, |insert, body| {
+    let row = encode(capture, node, requests, |insert, body| {
         write(&body_name(insert.number), &body)?;
         inserts.push(insert);
         Ok(())

@@ -4,6 +4,7 @@
 mod common;
 #[path = "../../../../tests/clickhouse/server.rs"]
 mod server;
+mod requests;
 
 use meshdiff_capture::clickhouse::{Choice, Shipper, ShipperOptions, ShipperStats, Store, StoreError, StoreUrl};
 use meshdiff_capture::{Capture, CaptureData, CaptureSink, CaptureWriter, WriterOptions};
@@ -122,6 +123,7 @@ fn captures_in_clickhouse() {
     names_and_values_are_hostile(&server);
     tables_of_an_earlier_version_get_what_they_lack(&server);
     what_the_store_lost_is_said(&server);
+    requests::halves_are_joined(&server);
 }
 
 fn what_was_stored_is_read_back(server: &Server) {
