@@ -13,7 +13,7 @@
 //!
 //! Four receivers: ours, which hands rows on; ours with what `record` does with them, writing the columns of a capture (Parquet, zstd); the
 //! generated one, which decodes each message and drops it; and the generated one with prost's messages turned into the same columns of the
-//! same capture. Each has one thread for all of it, whose CPU time is what counts.
+//! same capture. Each has one thread for all of it but the syncing of files; what counts is the CPU time of the process without the sender's thread.
 
 #[path = "../tests/common/raw.rs"]
 mod raw;
@@ -27,6 +27,7 @@ use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::
 use envoy_types::pb::envoy::service::accesslog::v3::{StreamAccessLogsMessage, StreamAccessLogsResponse};
 use meshdiff_als::{AlsServer, AlsSettings, OracleDecoder, StreamDecoder};
 use meshdiff_capture::{CaptureSink, CaptureWriter, Meta, WriterOptions};
+use nix::time::{ClockId, clock_gettime};
 use prost::Message;
 use raw::Raw;
 use std::net::SocketAddr;
@@ -136,24 +137,25 @@ fn serve(
     let (listening, bound) = std::sync::mpsc::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let thread = std::thread::Builder::new().name("receiver".to_owned());
-    let serving = thread.spawn(move || -> anyhow::Result<(Duration, u64, u64)> {
+    let before = cpu_time()?;
+    let serving = thread.spawn(move || -> anyhow::Result<(u64, u64)> {
         one_thread()?.block_on(async move {
-            let (taken, shed) = match receiver {
+            match receiver {
                 Receiver::Generated | Receiver::GeneratedToColumns => {
                     let columns = receiver == Receiver::GeneratedToColumns;
-                    (generated(listening, stopped, entries as u64, columns).await?, 0)
+                    Ok((generated(listening, stopped, entries as u64, columns).await?, 0))
                 }
                 Receiver::Ours | Receiver::OursToColumns => {
-                    ours(listening, stopped, receiver == Receiver::OursToColumns).await?
+                    ours(listening, stopped, receiver == Receiver::OursToColumns).await
                 }
-            };
-            Ok((thread_cpu_time()?, taken, shed))
+            }
         })
     })?;
     let uri = format!("http://{}", bound.recv()?);
     one_thread()?.block_on(send(uri, message.clone(), streams, time))?;
     drop(stop);
-    let (cpu, taken, shed) = serving.join().expect("the server does not panic")?;
+    let (taken, shed) = serving.join().expect("the server does not panic")?;
+    let cpu = cpu_time()? - before;
     Ok((cpu.as_nanos() as f64 / taken as f64, shed))
 }
 
@@ -266,11 +268,10 @@ fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-/// CPU time of the calling thread (`/proc/thread-self/schedstat`, its first number, in ns).
-fn thread_cpu_time() -> anyhow::Result<Duration> {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat")?;
-    let ns = stat.split_whitespace().next().ok_or_else(|| anyhow::anyhow!("schedstat is empty"))?;
-    Ok(Duration::from_nanos(ns.parse()?))
+/// CPU time of the process without that of the calling thread, which is the one that sends.
+fn cpu_time() -> anyhow::Result<Duration> {
+    let [all, own] = [ClockId::CLOCK_PROCESS_CPUTIME_ID, ClockId::CLOCK_THREAD_CPUTIME_ID].map(clock_gettime);
+    Ok(Duration::from(all?) - Duration::from(own?))
 }
 
 /// Decodes messages of one size in both ways by turns, and prints the medians.

@@ -4,6 +4,7 @@ use crate::proto::{
     EntryDecoder, EntryKind, InvalidEntry, InvalidField, ProstDecoder, entries, proxy_from_identifier, scan,
     unknown_proxy,
 };
+use crate::queue::Permit;
 use crate::stats::{AlsStats, Counters, Tally};
 use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use meshdiff_model::{HopSide, LogBatch, Proxy};
@@ -19,6 +20,9 @@ pub struct AlsBatch {
     /// Its entries in the order in which Envoy logged them: finished requests and connections, and those that do not stand for one
     /// (attempts, and how those do that are not over), which [`AccessLogType::is_terminal`](meshdiff_model::AccessLogType::is_terminal) tells.
     pub rows: LogBatch,
+    /// What the entries take of the receiver's memory, until the batch is dropped.
+    #[expect(dead_code, reason = "dropping it gives the room back")]
+    pub(crate) room: Option<Arc<Permit>>,
 }
 
 impl AlsBatch {
@@ -119,7 +123,7 @@ impl StreamDecoder {
             decode_message(message, from, tally, |kind, bytes, tally| decoder.decode(kind, bytes, &from.proxy, tally));
         });
         let rows = self.decoder.take();
-        AlsBatch { proxy: self.stream.announce(!rows.is_empty()), rows }
+        AlsBatch { proxy: self.stream.announce(!rows.is_empty()), rows, room: None }
     }
 
     /// What was decoded so far.
@@ -191,7 +195,7 @@ impl Stream {
 
     fn message(&mut self, message: &[u8], decode: impl FnOnce(&Identity, &mut Tally)) {
         let mut tally = Tally::default();
-        self.counters.received_message(message.len());
+        self.counters.received_messages(1, message.len());
         match scan(message) {
             Ok(found) => {
                 self.counters.received_entries(found.http, found.tcp);

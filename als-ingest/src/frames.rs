@@ -12,17 +12,59 @@ use std::sync::Arc;
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>, `Length-Prefixed-Message`).
 const HEAD: usize = 5;
 
-/// A message smaller than this is copied: as a part of the data that it came with it would keep all of that in memory.
+/// Messages smaller than this are copied: as a part of the data that they came with they would keep all of that in memory.
 const COPY_BELOW: usize = 4 << 10;
 
 /// Room that is taken at once for a message that comes in parts; what its length claims beyond that must come first.
 const FIRST_ROOM: usize = 20 << 10;
 
+/// Whole messages that came in one piece: the first one, and behind it the others, each with its head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Messages {
+    data: Bytes,
+    first: usize,
+}
+
+impl Messages {
+    /// One message.
+    pub(crate) fn one(message: Bytes) -> Self {
+        Self { first: message.len(), data: message }
+    }
+
+    /// Each of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let (first, mut rest) = self.data.split_at(self.first);
+        std::iter::once(first).chain(std::iter::from_fn(move || {
+            let (message, after) = whole(rest, usize::MAX)?;
+            rest = after;
+            Some(message)
+        }))
+    }
+
+    /// Each of them by itself.
+    pub(crate) fn apart(&self) -> impl Iterator<Item = Self> {
+        self.iter().map(|message| Self::one(self.data.slice_ref(message)))
+    }
+
+    /// True if there is but one.
+    pub(crate) fn is_one(&self) -> bool {
+        self.first == self.data.len()
+    }
+}
+
+/// The message that begins here and what follows it, if it is there as a whole, is wanted and not too long.
+#[inline]
+fn whole(data: &[u8], max_message: usize) -> Option<(&[u8], &[u8])> {
+    let ([0, len @ ..], after) = data.split_first_chunk::<HEAD>()? else { return None };
+    let len = u32::from_be_bytes(*len) as usize;
+    if len > max_message { None } else { after.split_at_checked(len) }
+}
+
 /// What was found next.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// A whole message.
-    Message(Bytes),
+    /// Whole messages.
+    Messages(Messages),
     /// A message that is skipped.
     Skipped(InvalidMessage),
     /// What comes is not gRPC: nothing of the rest of the stream can be read.
@@ -107,7 +149,7 @@ impl Frames {
                     if have.len() == *len {
                         let whole = std::mem::take(have);
                         self.state = State::START;
-                        return Some(Found::Message(whole.into()));
+                        return Some(Found::Messages(Messages::one(whole.into())));
                     }
                 }
                 State::Skip(rest) => {
@@ -144,8 +186,14 @@ impl Frames {
             return Some(Found::Skipped(why));
         }
         if self.data.len() >= len {
-            let message = self.data.split_to(len);
-            return Some(Found::Message(if len < COPY_BELOW { Bytes::copy_from_slice(&message) } else { message }));
+            let mut rest = &self.data[len..];
+            while let Some((_, after)) = whole(rest, self.max_message) {
+                rest = after;
+            }
+            let all = self.data.len() - rest.len();
+            let messages = self.data.split_to(all);
+            let data = if all < COPY_BELOW { Bytes::copy_from_slice(&messages) } else { messages };
+            return Some(Found::Messages(Messages { data, first: len }));
         }
         let have = Vec::with_capacity(len.min(FIRST_ROOM));
         self.state = State::Parts { have, len, held: Held::new(Arc::clone(&self.assembly)) };
@@ -171,7 +219,29 @@ mod tests {
 
     fn all(frames: &mut Frames, data: &[u8]) -> Vec<Found> {
         frames.push(Bytes::copy_from_slice(data));
-        std::iter::from_fn(|| frames.next()).collect()
+        let found = std::iter::from_fn(|| frames.next());
+        let apart = |found| match found {
+            Found::Messages(messages) => messages.apart().map(Found::Messages).collect(),
+            other => vec![other],
+        };
+        found.flat_map(apart).collect()
+    }
+
+    fn message(message: impl Into<Bytes>) -> Found {
+        Found::Messages(Messages::one(message.into()))
+    }
+
+    #[test]
+    fn what_comes_together_stays_together() {
+        let mut stream = frames(1 << 20);
+        let data = [framed(0, b"a"), framed(0, b""), framed(0, b"bc"), framed(1, b"zipped"), framed(0, b"d")].concat();
+        stream.push(data.into());
+        let Some(Found::Messages(first)) = stream.next() else { panic!("three messages") };
+        assert_eq!(first.iter().collect::<Vec<_>>(), [&b"a"[..], b"", b"bc"]);
+        assert!(!first.is_one());
+        assert_eq!(stream.next(), Some(Found::Skipped(InvalidMessage::Compressed)));
+        assert_eq!(stream.next(), Some(message(&b"d"[..])));
+        assert_eq!(stream.next(), None);
     }
 
     #[test]
@@ -179,15 +249,14 @@ mod tests {
         let mut stream = frames(1 << 20);
         let data =
             [framed(0, b"a"), framed(0, &[7; MAX + 1]), framed(1, b"zipped"), framed(0, b""), framed(0, b"b")].concat();
-        let message = |text: &'static [u8]| Found::Message(Bytes::from_static(text));
         assert_eq!(
             all(&mut stream, &data),
             [
-                message(b"a"),
+                message(&b"a"[..]),
                 Found::Skipped(InvalidMessage::TooLarge),
                 Found::Skipped(InvalidMessage::Compressed),
-                message(b""),
-                message(b"b")
+                message(&b""[..]),
+                message(&b"b"[..])
             ]
         );
         assert!(!stream.is_cut());
@@ -217,11 +286,11 @@ mod tests {
         assert_eq!(all(a, &data[5..4_000]), []);
         assert_eq!(all(b, &data[5..4_000]), [Found::Skipped(InvalidMessage::NoRoom)]);
         assert_eq!(assembly.used(), 3_995);
-        assert!(matches!(all(a, &data[4_000..])[..], [Found::Message(_)]));
+        assert!(matches!(all(a, &data[4_000..])[..], [Found::Messages(_)]));
         assert_eq!(assembly.used(), 0);
         // The one that was skipped goes on with the next.
         assert_eq!(all(b, &data[4_000..]), []);
-        assert!(matches!(all(b, &framed(0, b"next"))[..], [Found::Message(_)]));
+        assert!(matches!(all(b, &framed(0, b"next"))[..], [Found::Messages(_)]));
         assert_eq!(all(c, &data[5..100]), []);
         drop(streams);
         assert_eq!(assembly.used(), 0);
@@ -244,7 +313,7 @@ mod tests {
             }
             let want: Vec<Found> = messages
                 .into_iter()
-                .map(|m| if m.len() > MAX { Found::Skipped(InvalidMessage::TooLarge) } else { Found::Message(m.into()) })
+                .map(|m| if m.len() > MAX { Found::Skipped(InvalidMessage::TooLarge) } else { message(m) })
                 .collect();
             prop_assert_eq!(found, want);
             prop_assert!(!stream.is_cut());

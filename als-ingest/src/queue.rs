@@ -1,4 +1,4 @@
-//! The bounds on what waits between the wire and the decoders, and on what is not whole yet.
+//! The bounds on what waits between the wire and whoever takes the entries, and on what is not whole yet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 /// What a queued message costs beside its bytes: its place in the queue, and its share of a read buffer.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
 
-/// Room for undecoded messages, over all streams.
+/// Room for messages and for what was decoded from them until it is done with, over all streams.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max_bytes: usize,
@@ -15,7 +15,7 @@ pub(crate) struct Budget {
     entries: AtomicUsize,
 }
 
-/// Room that one message takes, given back when dropped.
+/// Room that messages take, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Permit {
     budget: Arc<Budget>,
@@ -48,10 +48,28 @@ impl Budget {
     }
 }
 
+impl Permit {
+    /// Takes over the room of another message.
+    pub(crate) fn add(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+        self.entries += std::mem::take(&mut other.entries);
+    }
+
+    /// So many bytes are left of the messages, now that they are decoded.
+    pub(crate) fn resize(&mut self, bytes: usize) {
+        self.budget.bytes.fetch_add(bytes, Relaxed);
+        self.budget.bytes.fetch_sub(self.bytes, Relaxed);
+        self.bytes = bytes;
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.budget.bytes.fetch_sub(self.bytes, Relaxed);
-        self.budget.entries.fetch_sub(self.entries, Relaxed);
+        // Empty once another took it over.
+        if self.bytes > 0 || self.entries > 0 {
+            self.budget.bytes.fetch_sub(self.bytes, Relaxed);
+            self.budget.entries.fetch_sub(self.entries, Relaxed);
+        }
     }
 }
 
@@ -112,6 +130,13 @@ mod tests {
         let second = budget.acquire(100, 4).expect("room");
         assert_eq!(budget.used(), (2 * (100 + MESSAGE_OVERHEAD_BYTES), 10));
         drop((first, second));
+        assert_eq!(budget.used(), (0, 0));
+        let mut both = budget.acquire(1_000, 6).expect("room");
+        both.add(budget.acquire(1_000, 2).expect("room"));
+        assert_eq!(budget.used(), (2 * (1_000 + MESSAGE_OVERHEAD_BYTES), 8));
+        both.resize(300);
+        assert_eq!(budget.used(), (300, 8));
+        drop(both);
         assert_eq!(budget.used(), (0, 0));
         assert!(budget.acquire(1 << 20, 1_000).is_some(), "a giant alone");
         assert_eq!(budget.used(), (0, 0));

@@ -1,13 +1,12 @@
 //! The gRPC method, and what happens to a stream: bytes are taken off the wire at once, and decoded in another task.
 
 use crate::decoder::{AlsBatch, Identity, decode_message};
-use crate::frames::{Found, Frames};
-use crate::proto::{EntryDecoder, InvalidMessage, scan};
+use crate::frames::{Found, Frames, Messages};
+use crate::proto::{EntryDecoder, InvalidMessage, Scan, scan};
 use crate::queue::{Assembly, Budget, Permit};
 use crate::settings::AlsSettings;
 use crate::stats::{Counters, ShedReason, StreamFailure, Tally};
-use bytes::Bytes;
-use meshdiff_model::{NodeId, Proxy};
+use meshdiff_model::{HopTags, LogBatch, LogKind, LogRow, LogSizes, NodeId, Proxy};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -142,10 +141,10 @@ impl Shared {
     }
 }
 
-/// A message that waits to be decoded.
+/// Messages that wait to be decoded.
 #[derive(Debug)]
 struct Queued {
-    message: Bytes,
+    messages: Messages,
     from: Identity,
     room: Permit,
 }
@@ -223,16 +222,62 @@ async fn receive(shared: Arc<Shared>, peer: Option<IpAddr>, mut body: Body) -> R
     }
 }
 
-/// Counts a message and queues it, or sheds it.
+/// Counts messages and queues them, or sheds them.
 fn take(shared: &Shared, identity: &mut Identity, found: Found, queue: &mpsc::UnboundedSender<Queued>) {
-    let message = match found {
-        Found::Message(message) => message,
+    let messages = match found {
+        Found::Messages(messages) => messages,
         Found::Skipped(why) => return shared.skipped(why),
         Found::NotGrpc => return shared.counters.failed(StreamFailure::Framing),
     };
-    shared.counters.received_message(message.len());
+    // Most say nothing but entries, and go on together.
+    let messages = if messages.is_one() {
+        messages
+    } else {
+        match together(shared, identity, messages, queue) {
+            Ok(()) => return,
+            Err(messages) => messages,
+        }
+    };
+    for message in messages.apart() {
+        take_one(shared, identity, message, queue);
+    }
+}
+
+/// Queues messages that came together; gives them back if they have to be looked at one by one.
+fn together(
+    shared: &Shared,
+    identity: &Identity,
+    messages: Messages,
+    queue: &mpsc::UnboundedSender<Queued>,
+) -> Result<(), Messages> {
+    let sums = messages.iter().try_fold((0, 0, 0, 0), |(count, bytes, http, tcp), message| match scan(message) {
+        Ok(found @ Scan { identifier: None, .. }) => {
+            Some((count + 1, bytes + message.len(), http + found.http, tcp + found.tcp))
+        }
+        _ => None,
+    });
+    let Some((count, bytes, http, tcp)) = sums.filter(|(_, _, http, tcp)| http + tcp > 0 && !identity.new) else {
+        return Err(messages);
+    };
+    let Some(room) = shared.budget.acquire(bytes, http + tcp) else { return Err(messages) };
+    shared.counters.received_messages(count, bytes);
+    shared.counters.received_entries(http, tcp);
+    let queued = Queued { messages, from: identity.clone(), room };
+    // The decoder lives for as long as its queue.
+    if queue.send(queued).is_err() {
+        let mut tally = Tally::default();
+        tally.shed(ShedReason::ConsumerGone, http + tcp);
+        shared.counters.add(&tally);
+    }
+    Ok(())
+}
+
+fn take_one(shared: &Shared, identity: &mut Identity, messages: Messages, queue: &mpsc::UnboundedSender<Queued>) {
+    let Some(message) = messages.iter().next() else { return };
+    let bytes = message.len();
+    shared.counters.received_messages(1, bytes);
     let mut tally = Tally::default();
-    match scan(&message) {
+    match scan(message) {
         Ok(found) => {
             let entries = found.http + found.tcp;
             shared.counters.received_entries(found.http, found.tcp);
@@ -241,9 +286,9 @@ fn take(shared: &Shared, identity: &mut Identity, found: Found, queue: &mpsc::Un
                 identity.update(identifier, &mut tally);
             }
             if entries > 0 {
-                match shared.budget.acquire(message.len(), entries) {
+                match shared.budget.acquire(bytes, entries) {
                     Some(room) => {
-                        let queued = Queued { message, from: identity.clone(), room };
+                        let queued = Queued { messages, from: identity.clone(), room };
                         // The decoder lives for as long as its queue.
                         if queue.send(queued).is_err() {
                             tally.shed(ShedReason::ConsumerGone, entries);
@@ -261,7 +306,7 @@ fn take(shared: &Shared, identity: &mut Identity, found: Found, queue: &mpsc::Un
 
 /// Decodes what its streams queue, until all of them have ended and the queue is empty.
 async fn decode(shared: Arc<Shared>, sink: mpsc::Sender<AlsBatch>, mut queue: mpsc::UnboundedReceiver<Queued>) {
-    let mut work = Work { decoder: EntryDecoder::new(), proxy: None, tally: Tally::default(), rooms: Vec::new() };
+    let mut work = Work { decoder: EntryDecoder::new(), proxy: None, tally: Tally::default(), room: None };
     let mut taken = Vec::with_capacity(TAKEN);
     let mut due = pin!(tokio::time::sleep(LINGER));
     loop {
@@ -282,7 +327,7 @@ async fn decode(shared: Arc<Shared>, sink: mpsc::Sender<AlsBatch>, mut queue: mp
         if more == 0 {
             break;
         }
-        for Queued { message, from, room } in taken.drain(..) {
+        for Queued { messages, from, room } in taken.drain(..) {
             if from.new && shared.announce(&from.proxy) {
                 // A batch has room for one proxy.
                 if work.proxy.is_some() {
@@ -292,10 +337,15 @@ async fn decode(shared: Arc<Shared>, sink: mpsc::Sender<AlsBatch>, mut queue: mp
             }
             let Work { decoder, tally, .. } = &mut work;
             decoder.begin(&from.proxy);
-            decode_message(&message, &from, tally, |kind, bytes, tally| {
-                decoder.decode(kind, bytes, &from.proxy, tally)
-            });
-            work.rooms.push(room);
+            for message in messages.iter() {
+                decode_message(message, &from, tally, |kind, bytes, tally| {
+                    decoder.decode(kind, bytes, &from.proxy, tally)
+                });
+            }
+            match &mut work.room {
+                Some(all) => all.add(room),
+                none => *none = Some(room),
+            }
             if work.decoder.len() >= BATCH {
                 work.hand_on(&shared, &sink).await;
             }
@@ -311,25 +361,41 @@ struct Work {
     decoder: EntryDecoder,
     proxy: Option<Arc<Proxy>>,
     tally: Tally,
-    /// Entries count as waiting until somebody has taken them.
-    rooms: Vec<Permit>,
+    /// Entries count as waiting until whoever took them is done with them.
+    room: Option<Permit>,
 }
 
 impl Work {
     /// True if nothing waits to be handed on.
     fn is_empty(&self) -> bool {
-        self.proxy.is_none() && self.rooms.is_empty()
+        self.proxy.is_none() && self.room.is_none()
     }
 
     async fn hand_on(&mut self, shared: &Shared, sink: &mpsc::Sender<AlsBatch>) {
-        let batch = AlsBatch { proxy: self.proxy.take(), rows: self.decoder.take() };
+        let rows = self.decoder.take();
+        let room = self.room.take().map(|mut room| {
+            room.resize(bytes_of(&rows));
+            Arc::new(room)
+        });
+        let batch = AlsBatch { proxy: self.proxy.take(), rows, room };
         let mut tally = std::mem::take(&mut self.tally);
         if !batch.is_empty() && sink.send(batch).await.is_err() {
             tally.lose();
         }
         shared.counters.add(&tally);
-        self.rooms.clear();
     }
+}
+
+/// What a batch takes in memory, about: what it shares with others counts here as well.
+fn bytes_of(batch: &LogBatch) -> usize {
+    /// A text or a list with its count of holders.
+    const SHARED: usize = 64;
+    batch.rows.len() * size_of::<LogRow>()
+        + batch.kinds.len() * size_of::<LogKind>()
+        + batch.sizes.len() * size_of::<LogSizes>()
+        + batch.tags.len() * size_of::<HopTags>()
+        + batch.texts.iter().map(|text| text.len() + SHARED).sum::<usize>()
+        + (batch.ips.len() + batch.flags.len() + batch.tls.len() + batch.peers.len()) * SHARED
 }
 
 /// The service, as tonic's router wants it. Written out rather than generated, because the generated one decodes on the

@@ -146,8 +146,8 @@ impl Counters {
         all(&self.invalid_fields, &tally.invalid_fields);
     }
 
-    pub(crate) fn received_message(&self, bytes: usize) {
-        self.messages.fetch_add(1, Relaxed);
+    pub(crate) fn received_messages(&self, messages: u64, bytes: usize) {
+        self.messages.fetch_add(messages, Relaxed);
         self.bytes.fetch_add(bytes as u64, Relaxed);
     }
 
@@ -238,9 +238,9 @@ pub struct AlsStats {
     pub malformed_entries: BTreeMap<String, u64>,
     /// Things that were wrong with entries or nodes that were kept without them, by [`InvalidField`].
     pub malformed_fields: BTreeMap<String, u64>,
-    /// Bytes that wait to be decoded now.
+    /// Bytes that wait now, to be decoded or in batches that were not dropped yet.
     pub queued_bytes: u64,
-    /// Entries that wait to be decoded now.
+    /// Entries that wait now, likewise.
     pub queued_entries: u64,
     /// Bytes of messages of which only a part has come by now.
     pub assembling_bytes: u64,

@@ -24,7 +24,7 @@ mod wire;
 pub(crate) use entry::{EntryDecoder, LogType};
 pub(crate) use node::{proxy_from_identifier, unknown_proxy};
 pub(crate) use oracle::ProstDecoder;
-pub(crate) use wire::{EntryKind, entries, scan};
+pub(crate) use wire::{EntryKind, Scan, entries, scan};
 
 use crate::stats::counted;
 

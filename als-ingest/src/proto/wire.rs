@@ -54,8 +54,11 @@ pub(crate) fn scan(message: &[u8]) -> Result<Scan<'_>, InvalidMessage> {
 }
 
 fn count(list: Option<&[u8]>) -> Result<usize, InvalidMessage> {
-    let mut entries = 0;
-    for field in Fields(list.ok_or(InvalidMessage::Undecodable)?) {
+    let (mut entries, mut list) = (0, list.ok_or(InvalidMessage::Undecodable)?);
+    while let Some((_, rest)) = plain_entry(list) {
+        (entries, list) = (entries + 1, rest);
+    }
+    for field in Fields(list) {
         let (number, bytes) = field?;
         if number == LOG_ENTRY {
             bytes.ok_or(InvalidMessage::Undecodable)?;
@@ -63,6 +66,39 @@ fn count(list: Option<&[u8]>) -> Result<usize, InvalidMessage> {
         }
     }
     Ok(entries)
+}
+
+/// The entry that a list begins with, and the rest of the list, if they are written as nearly all are.
+#[inline(always)]
+fn plain_entry(list: &[u8]) -> Option<(&[u8], &[u8])> {
+    /// `LOG_ENTRY`, length-delimited.
+    const KEY: u8 = 1 << 3 | 2;
+    match *list {
+        [KEY, a, ref rest @ ..] if a < 0x80 => rest.split_at_checked(a.into()),
+        [KEY, a, b, ref rest @ ..] if b < 0x80 => rest.split_at_checked(usize::from(a & 0x7f) | usize::from(b) << 7),
+        _ => None,
+    }
+}
+
+/// The entries of a list.
+struct Entries<'a>(Fields<'a>);
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = &'a [u8];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let Self(fields) = self;
+        if let Some((entry, rest)) = plain_entry(fields.0) {
+            fields.0 = rest;
+            return Some(entry);
+        }
+        loop {
+            if let (LOG_ENTRY, Some(entry)) = fields.next()?.ok()? {
+                return Some(entry);
+            }
+        }
+    }
 }
 
 /// The undecoded entries of a message that [`scan`] accepted, in order.
@@ -75,12 +111,7 @@ pub(crate) fn entries(message: &[u8]) -> impl Iterator<Item = (EntryKind, &[u8])
         };
         Some((kind, bytes?))
     });
-    lists.flat_map(|(kind, list)| {
-        Fields(list)
-            .map_while(Result::ok)
-            .filter(|&(number, _)| number == LOG_ENTRY)
-            .filter_map(move |(_, bytes)| Some((kind, bytes?)))
-    })
+    lists.flat_map(|(kind, list)| Entries(Fields(list)).map(move |entry| (kind, entry)))
 }
 
 /// The fields of a message: number, and the bytes of a length-delimited one.

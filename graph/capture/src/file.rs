@@ -11,23 +11,57 @@ pub(crate) const TEMPORARY: &str = "tmp";
 /// Writes a file under a temporary name, syncs it, and gives it its name. After this returns, the file survives a power
 /// failure; before, nothing of that name is there (or the file that was there before is).
 pub(crate) fn write_whole(path: &Path, contents: &[u8], sync: bool) -> io::Result<()> {
-    let temporary = temporary_name(path);
-    let written = (|| {
-        let mut file = File::create(&temporary)?;
-        file.write_all(contents)?;
-        if sync {
-            file.sync_all()?;
-        }
-        fs::rename(&temporary, path)
-    })();
-    if written.is_err() {
-        // Gives back the room that it took; that it may fail as well changes nothing about the first error.
-        let _ = fs::remove_file(&temporary);
+    let temporary = Temporary::write(path, contents)?;
+    if sync {
+        temporary.file().sync_all()?;
     }
-    written?;
+    temporary.keep()?;
     match path.parent() {
         Some(dir) if sync => sync_dir(dir),
         _ => Ok(()),
+    }
+}
+
+/// A file that is written and does not have its name yet. It is deleted unless it is [kept](Self::keep).
+#[derive(Debug)]
+pub(crate) struct Temporary {
+    file: File,
+    path: PathBuf,
+    kept: bool,
+}
+
+impl Temporary {
+    /// Writes what is to become the file of this name.
+    pub(crate) fn write(path: &Path, contents: &[u8]) -> io::Result<Self> {
+        let file = File::create(temporary_name(path))?;
+        let mut temporary = Self { file, path: path.to_owned(), kept: false };
+        temporary.file.write_all(contents)?;
+        Ok(temporary)
+    }
+
+    pub(crate) const fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The name that it is to have.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name.
+    pub(crate) fn keep(mut self) -> io::Result<()> {
+        fs::rename(temporary_name(&self.path), &self.path)?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Gives back the room that it took; that this may fail as well changes nothing about the first error.
+            let _ = fs::remove_file(temporary_name(&self.path));
+        }
     }
 }
 

@@ -36,6 +36,11 @@ pub trait CaptureSink: Send {
     fn write_event(&mut self, event: SocketEvent) -> Result<(), CaptureError>;
     /// Makes everything that was written until now survive a crash, and `meta` with it. Call it about once a second.
     fn roll(&mut self, meta: &Meta) -> Result<(), CaptureError>;
+    /// The same without waiting until it would survive: that is so at the latest when the next [`roll`](Self::roll) or
+    /// [`finish`](Self::finish) returns. An error can be that of one before.
+    fn roll_soon(&mut self, meta: &Meta) -> Result<(), CaptureError> {
+        self.roll(meta)
+    }
     /// Ends the recording. Returns the meta as it was stored, with the fields that the sink fills in.
     fn finish(&mut self, meta: Meta) -> Result<Meta, CaptureError>;
 }

@@ -2,11 +2,12 @@
 
 use crate::column::schema_of;
 use crate::error::{CaptureError, is_full};
-use crate::file::{is_temporary, part_name, part_number, sync_dir, write_whole};
+use crate::file::{Temporary, is_temporary, part_name, part_number, sync_dir, write_whole};
 use crate::logs::LogTable;
 use crate::meta::{Meta, RecordingState, TableStats};
 use crate::part::Encoder;
 use crate::sink::CaptureSink;
+use crate::syncer::{Failure, Part, Syncer};
 use crate::table::Table;
 use crate::tables::Row;
 use crate::{META_FILE, SCHEMA_VERSION};
@@ -38,7 +39,7 @@ pub struct WriterOptions {
     pub raw: bool,
     /// A table with this many rows in memory is rolled by itself. Bounds the memory of a recorder whose caller is late.
     pub max_rows_in_memory: usize,
-    /// Sync every file, so that a capture also survives a power failure and not only the death of the recorder.
+    /// Sync every file, so that a capture also survives a power failure and not only the death of the recorder. A thread does it.
     pub sync: bool,
 }
 
@@ -72,6 +73,8 @@ struct Folder {
     dir: PathBuf,
     options: WriterOptions,
     stats: BTreeMap<Table, TableStats>,
+    /// Who makes files survive, if they are to.
+    syncer: Option<Syncer>,
 }
 
 impl Folder {
@@ -104,7 +107,7 @@ impl Folder {
     ) -> Result<(), CaptureError> {
         let path = self.dir.join(table.as_str()).join(part_name(*next_part));
         let written = match &encoded {
-            Ok(bytes) => write_whole(&path, bytes, self.options.sync).map(|()| bytes.len() as u64),
+            Ok(bytes) => self.write(table, rows, &path, bytes),
             Err(_) => Ok(0),
         };
         let stats = self.stats.entry(table).or_default();
@@ -125,6 +128,50 @@ impl Folder {
                 Ok(())
             }
         }
+    }
+}
+
+impl Folder {
+    /// Writes a part, and returns how many bytes it has.
+    fn write(&self, table: Table, rows: u64, path: &Path, contents: &[u8]) -> io::Result<u64> {
+        let bytes = contents.len() as u64;
+        match &self.syncer {
+            Some(syncer) => syncer.part(Part { table, rows, bytes, file: Temporary::write(path, contents)? })?,
+            None => write_whole(path, contents, false)?,
+        }
+        Ok(bytes)
+    }
+
+    /// Writes a file that says what is there.
+    fn write_meta(&self, path: &Path, contents: Vec<u8>) -> Result<(), CaptureError> {
+        let written = match &self.syncer {
+            Some(syncer) => syncer.meta(path, contents),
+            None => write_whole(path, &contents, false),
+        };
+        written.map_err(|e| self.failed(path, e))
+    }
+
+    /// Waits until everything that was written would survive.
+    fn settle(&mut self) -> Result<(), CaptureError> {
+        let settled = self.syncer.as_ref().map_or(Ok(()), Syncer::settle).map_err(|e| self.failed(&self.dir, e));
+        self.take_note().and(settled)
+    }
+
+    /// Counts what turned out not to survive; the first error is returned.
+    fn take_note(&mut self) -> Result<(), CaptureError> {
+        let failures = self.syncer.as_ref().map(Syncer::failures).unwrap_or_default();
+        let mut result = Ok(());
+        for Failure { path, source, part } in failures {
+            if let Some((table, rows, bytes)) = part {
+                let stats = self.stats.entry(table).or_default();
+                stats.parts -= 1;
+                stats.rows -= rows;
+                stats.bytes -= bytes;
+                stats.dropped_rows += rows;
+            }
+            result = result.and(Err(self.failed(&path, source)));
+        }
+        result
     }
 }
 
@@ -242,7 +289,8 @@ impl CaptureWriter {
             Err(TryLockError::Error(e)) => tracing::debug!(dir = %dir.display(), error = %e, "cannot lock the capture"),
         }
         make_room(dir, options.existing)?;
-        let mut folder = Folder { dir: dir.to_owned(), options, stats: BTreeMap::new() };
+        let syncer = if options.sync { Some(Syncer::start().map_err(CaptureError::write(dir))?) } else { None };
+        let mut folder = Folder { dir: dir.to_owned(), options, stats: BTreeMap::new(), syncer };
         let mut writer = Self {
             sockets: TableWriter::create(&mut folder)?,
             messages: TableWriter::create(&mut folder)?,
@@ -257,6 +305,7 @@ impl CaptureWriter {
             _lock: lock,
         };
         writer.write_meta(meta.clone(), RecordingState::Recording)?;
+        writer.folder.settle()?;
         if options.sync {
             sync_dir(dir).map_err(|e| writer.folder.failed(dir, e))?;
         }
@@ -280,7 +329,7 @@ impl CaptureWriter {
         meta.state = state;
         meta.tables.clone_from(&self.folder.stats);
         let path = self.folder.dir.join(META_FILE);
-        write_whole(&path, &meta.to_json(), self.folder.options.sync).map_err(|e| self.folder.failed(&path, e))?;
+        self.folder.write_meta(&path, meta.to_json())?;
         Ok(meta)
     }
 
@@ -340,22 +389,31 @@ impl CaptureSink for CaptureWriter {
     }
 
     fn roll(&mut self, meta: &Meta) -> Result<(), CaptureError> {
-        self.open()?;
+        let rolled = self.roll_soon(meta);
+        rolled.and(self.folder.settle())
+    }
+
+    fn roll_soon(&mut self, meta: &Meta) -> Result<(), CaptureError> {
+        // What did not survive the last time must not be said to be there.
+        let before = self.open()?.take_note();
         let tables = self.roll_tables();
         let meta = self.write_meta(meta.clone(), RecordingState::Recording);
-        tables.and(meta.map(drop))
+        tables.and(meta.map(drop)).and(before)
     }
 
     /// The capture is marked complete also if rows were dropped: `tables` and `warnings` of its meta say so.
     fn finish(&mut self, mut meta: Meta) -> Result<Meta, CaptureError> {
         self.open()?;
         let tables = self.roll_tables();
+        // Its meta says what there is: that must be certain by then.
+        let settled = self.folder.settle();
         for (table, stats) in self.folder.stats.iter().filter(|(_, s)| s.dropped_rows > 0) {
             meta.warnings.push(format!("{} rows of {table} could not be written and are lost", stats.dropped_rows));
         }
         let meta = self.write_meta(meta, RecordingState::Complete);
+        let meta = meta.and_then(|meta| self.folder.settle().map(|()| meta));
         self.finished = meta.is_ok();
-        tables?;
+        tables.and(settled)?;
         meta
     }
 }

@@ -5,6 +5,7 @@ use meshdiff_lab::truth::Truth;
 use serde::Deserialize;
 use serde_json::Value;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -181,6 +182,27 @@ impl Lab {
             .output()
             .expect("the lab's binary runs");
         assert!(output.status.success(), "no other pod: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// From now on what a pod's sidecar logs does not arrive: its connections to the access log endpoint are refused.
+    ///
+    /// # Panics
+    /// If that cannot be set up.
+    pub fn refuse_logs_of(&self, workload: &str) {
+        let pods = self.pods();
+        let pod = pods.iter().find(|p| p.workload == workload).unwrap_or_else(|| panic!("no pod of {workload}"));
+        let names = std::fs::read_dir("/run/netns").expect("the lab has namespaces").flatten();
+        let netns = names
+            .map(|name| name.path())
+            .find(|path| std::fs::metadata(path).is_ok_and(|found| found.ino() == pod.netns_inode))
+            .expect("a pod's namespace has a name");
+        let status = Command::new("nsenter")
+            .arg(format!("--net={}", netns.display()))
+            .args(["iptables", "-w", "-I", "OUTPUT", "-p", "tcp", "--dport", &self.als_port.to_string()])
+            .args(["-j", "REJECT", "--reject-with", "tcp-reset"])
+            .status()
+            .expect("nsenter runs");
+        assert!(status.success(), "the connections of {workload}'s sidecar cannot be refused");
     }
 
     /// The folders with everything that the lab wrote down.
