@@ -3,7 +3,7 @@
 use crate::connections::{self, MissingMetrics};
 use crate::findings;
 use crate::report::{
-    Coverage, Distribution, HopSummary, NearQuantile, Part, PartKind, Place, Report, SegmentStats, Verdict,
+    Coverage, HopSummary, Part, PartKind, Place, Report, Verdict,
 };
 use crate::request::{AttributedRequest, CoverageClass};
 use crate::rollup;
@@ -11,10 +11,9 @@ use crate::stats::Sample;
 use crate::tally::HopTally;
 use meshdiff_graph::MeshGraph;
 use meshdiff_model::{
-    ClockAnchor, Detail, DurationNs, HopProtocol, ProbeStats, ProbeTier, Segment, SegmentMap, UnmatchedReason,
-    WallTime, Workload,
+    ClockAnchor, DurationNs, ProbeStats, ProbeTier, UnmatchedReason, WallTime, Workload,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// How many entry requests a report shows as waterfalls.
 pub(crate) const SLOWEST: usize = 20;
@@ -163,7 +162,8 @@ pub(crate) fn grouped(requests: &[AttributedRequest]) -> Vec<(HopSummary, Vec<&A
     hops
 }
 
-fn slowest_first(a: &HopSummary, b: &HopSummary) -> std::cmp::Ordering {
+/// The order of hops.
+pub(crate) fn slowest_first(a: &HopSummary, b: &HopSummary) -> std::cmp::Ordering {
     let mean = |h: &HopSummary| h.total.map(|t| t.mean);
     mean(b).cmp(&mean(a)).then_with(|| (&a.client, &a.server).cmp(&(&b.client, &b.server)))
 }

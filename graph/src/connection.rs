@@ -1,7 +1,7 @@
 //! Pairs sockets into connections: by address, and by the sequence numbers that both ends share.
 
-use crate::stream::Stream;
-use meshdiff_model::{Content, Direction, Link, Message, MonotonicNs, Socket, SocketCookie, SocketRole};
+use crate::stream::{Outline, Stream};
+use meshdiff_model::{Direction, Link, Message, MonotonicNs, Socket, SocketCookie, SocketRole};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +21,19 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
+    /// Adds the next message of one of its directions.
+    pub(crate) fn push(&mut self, message: &Message) {
+        match message.direction {
+            Direction::Egress => self.egress.push(message),
+            Direction::Ingress => self.ingress.push(message),
+        }
+    }
+
+    /// True if no message of it is still to come.
+    pub(crate) const fn is_complete(&self) -> bool {
+        self.egress.is_complete() && self.ingress.is_complete()
+    }
+
     /// True if its application encrypts what it sends, and was seen to.
     pub(crate) fn tells_plaintext(&self) -> bool {
         self.socket.tls.as_ref().is_some_and(|tls| tls.plaintext_seen)
@@ -28,7 +41,7 @@ impl Endpoint {
 
     /// True if it sent TLS records.
     pub(crate) const fn speaks_tls(&self) -> bool {
-        self.egress.tls
+        self.egress.spoken.tls
     }
 }
 
@@ -47,24 +60,29 @@ pub(crate) struct Connection {
 
 /// Sockets and their messages, by index.
 pub(crate) fn endpoints(sockets: &[Socket], messages: &[Message]) -> Vec<Endpoint> {
-    let mut list: Vec<Endpoint> = sockets
-        .iter()
-        .map(|s| {
-            let lossy = s.lost_events > 0;
-            Endpoint { socket: s.clone(), egress: Stream::new(lossy), ingress: Stream::new(lossy) }
-        })
-        .collect();
-    list.sort_by_key(|e| (e.socket.first_seen, e.socket.cookie));
-    let index: HashMap<SocketCookie, usize> = list.iter().enumerate().map(|(i, e)| (e.socket.cookie, i)).collect();
+    let (mut list, index) = silent(sockets.to_vec(), |_, _| None);
     for message in messages {
         if let Some(&i) = index.get(&message.socket) {
-            match message.direction {
-                Direction::Egress => list[i].egress.push(message),
-                Direction::Ingress => list[i].ingress.push(message),
-            }
+            list[i].push(message);
         }
     }
     list
+}
+
+/// Sockets whose messages are still to come, with what is known of them, and the place of each.
+pub(crate) fn silent(
+    sockets: Vec<Socket>,
+    outline: impl Fn(SocketCookie, Direction) -> Option<Outline>,
+) -> (Vec<Endpoint>, HashMap<SocketCookie, usize>) {
+    let of = |socket: Socket| {
+        let lossy = socket.lost_events > 0;
+        let stream = |direction| Stream::expecting(lossy, outline(socket.cookie, direction).as_ref());
+        Endpoint { egress: stream(Direction::Egress), ingress: stream(Direction::Ingress), socket }
+    };
+    let mut list: Vec<Endpoint> = sockets.into_iter().map(of).collect();
+    list.sort_by_key(|e| (e.socket.first_seen, e.socket.cookie));
+    let index = list.iter().enumerate().map(|(i, e)| (e.socket.cookie, i)).collect();
+    (list, index)
 }
 
 /// Finds the two ends of every connection. Every endpoint is in exactly one. Two ends that several others fit are left alone.
@@ -235,13 +253,11 @@ fn is_server(e: &Endpoint) -> Option<bool> {
     if is_redirected(&e.socket) || passthrough(e.socket.remote.ip()) {
         return Some(true);
     }
-    let requests =
-        |s: &Stream| s.pieces.iter().any(|p| matches!(p.content, Content::Http1Request { .. } | Content::Http2Preface));
-    let responses = |s: &Stream| s.pieces.iter().any(|p| matches!(p.content, Content::Http1Response { .. }));
-    if requests(&e.egress) {
+    let said = e.egress.spoken;
+    if said.requests || said.preface {
         return Some(false);
     }
-    responses(&e.egress).then_some(true)
+    said.responses.then_some(true)
 }
 
 fn orient(endpoints: &[Endpoint], i: usize, j: usize) -> Connection {
@@ -283,6 +299,11 @@ fn link_of_one(socket: &Socket) -> Option<Link> {
 }
 
 impl Connection {
+    /// The ends that were seen.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = usize> + use<> {
+        [self.client, self.server].into_iter().flatten()
+    }
+
     /// First and last instant at which either end was seen.
     pub(crate) fn seen(&self, endpoints: &[Endpoint]) -> (MonotonicNs, MonotonicNs) {
         let ends = || [self.client, self.server].into_iter().flatten().map(|i| &endpoints[i].socket);

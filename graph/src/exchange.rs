@@ -43,7 +43,9 @@ enum Way {
 pub(crate) const SWITCHING_PROTOCOLS: Content = Content::Http1Response { status: 101 };
 
 /// The exchanges of a connection, in order. Opaque protocols yield turns too: the caller decides what they mean.
-pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint]) -> Vec<Exchange> {
+///
+/// `earlier`: there were exchanges before what the streams still hold.
+pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint], earlier: bool) -> Vec<Exchange> {
     let view = View::of(connection, endpoints);
     let Some(vantage) = view.vantage() else { return Vec::new() };
     let (requests, responses) = vantage;
@@ -55,7 +57,7 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
         || view.server.is_some_and(|s| s.socket.established.is_some());
     let told = view.client.is_some_and(Endpoint::tells_plaintext);
     let mut list: Vec<Exchange> = Vec::new();
-    let mut opening = true;
+    let mut opening = !earlier;
     let mut saw_handshake = false;
     for (way, piece) in pieces {
         let content = view.content(way, piece);
@@ -92,6 +94,7 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
                     }
                     let is_head = matches!(content, Content::Http1Request { .. });
                     let encrypted = told || content == Content::TlsApplicationData;
+                    let is_first = list.is_empty() && !earlier;
                     list.push(Exchange {
                         connection: index,
                         request: (piece.start, piece.end),
@@ -100,9 +103,9 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint])
                         response_content: Content::Unknown,
                         pipelined: false,
                         lossy: piece.gap_before,
-                        beginning_unseen: list.is_empty() && !(seen_from_its_start || saw_handshake || is_head),
-                        after_handshake: list.is_empty() && encrypted,
-                        first_on_connection: list.is_empty() && seen_from_its_start,
+                        beginning_unseen: is_first && !(seen_from_its_start || saw_handshake || is_head),
+                        after_handshake: is_first && encrypted,
+                        first_on_connection: is_first && seen_from_its_start,
                         first: piece.first,
                         last: piece.last,
                         stream: None,

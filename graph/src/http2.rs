@@ -7,6 +7,7 @@ use crate::stream::{Offset, Stream};
 use meshdiff_model::{
     Content, Crossing, Direction, Http2Fields, Http2Gap, Http2Stream, MonotonicNs, SeqNo, SocketCookie,
 };
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 /// A part of an exchange's bytes that one end sent, as positions of that end's egress stream.
@@ -31,6 +32,7 @@ const OTHER_FRAMES: i64 = 256;
 /// What is known of an exchange because it is a stream of HTTP/2.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamFacts {
+    pub(crate) number: u32,
     request: Part,
     response: Option<Part>,
     /// Where their bytes lie, if all of them were seen.
@@ -70,25 +72,39 @@ struct Followed {
 
 impl Sent {
     pub(crate) fn of(rows: &[Http2Stream]) -> Self {
+        let mut sent = Self::following(rows.iter().filter(|row| row.stream == 0));
+        for row in rows.iter().filter(|row| row.stream != 0) {
+            sent.add(row);
+        }
+        sent
+    }
+
+    /// Adds a row of a stream.
+    pub(crate) fn add(&mut self, row: &Http2Stream) {
+        match self.sockets.entry(row.socket).or_default().streams.entry(row.stream) {
+            Entry::Occupied(mut known) => merge(known.get_mut(), row),
+            Entry::Vacant(new) => _ = new.insert(row.clone()),
+        }
+    }
+
+    /// Drops what a socket sent of a stream.
+    pub(crate) fn forget(&mut self, socket: SocketCookie, stream: u32) {
+        if let Some(of) = self.sockets.get_mut(&socket) {
+            of.streams.remove(&stream);
+        }
+    }
+
+    /// From where to where frames were followed: all such rows (of stream 0).
+    pub(crate) fn following<'a>(rows: impl Iterator<Item = &'a Http2Stream>) -> Self {
         let mut sockets: HashMap<SocketCookie, OfSocket> = HashMap::new();
         for row in rows {
-            let socket = sockets.entry(row.socket).or_default();
-            if row.stream == 0 {
-                socket.followed.push(Followed {
-                    from: row.first.at,
-                    first: row.first.seq,
-                    // What ended with the recording or the socket had nothing more to say.
-                    to: if row.gap == Some(Http2Gap::StillOpen) { MonotonicNs(u64::MAX) } else { row.last.at },
-                    from_the_beginning: row.from_the_beginning,
-                });
-                continue;
-            }
-            match socket.streams.get_mut(&row.stream) {
-                Some(known) => merge(known, row),
-                None => {
-                    socket.streams.insert(row.stream, row.clone());
-                }
-            }
+            sockets.entry(row.socket).or_default().followed.push(Followed {
+                from: row.first.at,
+                first: row.first.seq,
+                // What ended with the recording or the socket had nothing more to say.
+                to: if row.gap == Some(Http2Gap::StillOpen) { MonotonicNs(u64::MAX) } else { row.last.at },
+                from_the_beginning: row.from_the_beginning,
+            });
         }
         for socket in sockets.values_mut() {
             socket.followed.sort_by_key(|f| f.from);
@@ -209,7 +225,15 @@ impl StreamFacts {
 
 /// The exchanges of a connection whose frames were followed, in the order in which their requests were sent; `None` if it is
 /// none.
-pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint], sent: &Sent) -> Option<Vec<Exchange>> {
+///
+/// `earlier`: there were exchanges before what is still held.
+pub(crate) fn cut(
+    index: usize,
+    connection: &Connection,
+    endpoints: &[Endpoint],
+    sent: &Sent,
+    earlier: bool,
+) -> Option<Vec<Exchange>> {
     let client = &endpoints[connection.client?];
     let requests = sent.sockets.get(&client.socket.cookie).filter(|s| !s.followed.is_empty())?;
     let server = connection.server.map(|i| &endpoints[i]);
@@ -233,6 +257,7 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint],
             |row: &Http2Stream, part: Part, stream: &Stream| Places::of(row, row.head?, part.start, part.end, stream);
         let answered = answer.zip(server).zip(response);
         let facts = StreamFacts {
+            number: row.stream,
             request,
             response,
             request_places: places(row, request, &client.egress),
@@ -264,7 +289,7 @@ pub(crate) fn cut(index: usize, connection: &Connection, endpoints: &[Endpoint],
     }
     list.sort_by_key(|e| e.stream.as_ref().map(|s| s.request.start));
     let began = client.socket.connect_start.is_some();
-    if let Some(first) = list.first_mut() {
+    if let Some(first) = list.first_mut().filter(|_| !earlier) {
         first.first_on_connection = began && sent.followed(client, first.first, first.first);
     }
     Some(list)

@@ -8,6 +8,7 @@ mod connection;
 mod exchange;
 mod http2;
 mod http2_places;
+mod in_parts;
 mod join;
 pub mod lines;
 mod mesh;
@@ -16,7 +17,8 @@ pub mod nodes;
 mod samples;
 mod stream;
 
-pub use join::HopInput;
+pub use in_parts::{InParts, Outlines, Whole};
+pub use join::{HopInput, Patience};
 pub use mesh::{ConnectionEdge, Directory, Edge, HopEdge, MeshGraph, Node};
 
 use meshdiff_model::JoinedHop;

@@ -1,6 +1,6 @@
 //! One direction of one socket as functions from a byte's position to instants.
 
-use meshdiff_model::{Content, Direction, Mark, Message, MonotonicNs, Progress, SeqInstant, SeqNo};
+use meshdiff_model::{Content, Direction, Mark, Message, MonotonicNs, Progress, SeqInstant, SeqNo, SeqRange};
 
 /// A position in a direction's byte stream: bytes since the stream's first byte that was seen. Unlike a sequence number
 /// it does not wrap.
@@ -49,8 +49,66 @@ pub(crate) struct Stream {
     extent: Option<(Offset, Offset)>,
     pub(crate) bytes: u64,
     pub(crate) calls: u64,
-    /// True if one of its messages is of TLS records.
+    pub(crate) spoken: Spoken,
+    /// How many messages were added, and how many there are, where that is known before.
+    added: u64,
+    expected: u64,
+}
+
+/// What a direction's messages were seen to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spoken {
+    /// Heads of HTTP/1 requests.
+    pub(crate) requests: bool,
+    /// Heads of HTTP/1 responses.
+    pub(crate) responses: bool,
+    /// The preface of HTTP/2.
+    pub(crate) preface: bool,
+    /// TLS records.
     pub(crate) tls: bool,
+}
+
+impl Spoken {
+    const fn add(&mut self, content: &Content) {
+        match content {
+            Content::Http1Request { .. } => self.requests = true,
+            Content::Http1Response { .. } => self.responses = true,
+            Content::Http2Preface => self.preface = true,
+            Content::TlsHandshake | Content::TlsApplicationData => self.tls = true,
+            Content::Unknown => {}
+        }
+    }
+}
+
+/// What is known of one direction of one socket before its messages are looked at: where it begins and ends, and what it is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outline {
+    base: SeqNo,
+    last: (SeqNo, Offset),
+    extent: (Offset, Offset),
+    spoken: Spoken,
+    messages: u64,
+}
+
+impl Outline {
+    /// Of its first message.
+    pub(crate) fn of(seq: SeqRange, content: &Content) -> Self {
+        let start = (seq.start, 0);
+        let spoken = Spoken::default();
+        let mut outline = Self { base: seq.start, last: start, extent: (0, 0), spoken, messages: 0 };
+        outline.add(seq, content);
+        outline
+    }
+
+    /// Adds the next message, in the order of assembly.
+    pub(crate) fn add(&mut self, seq: SeqRange, content: &Content) {
+        let start = self.last.1 + distance(self.last.0, seq.start);
+        let end = start + i64::from(seq.len());
+        self.extent = (self.extent.0.min(start), self.extent.1.max(end));
+        self.last = (seq.end, end);
+        self.spoken.add(content);
+        self.messages += 1;
+    }
 }
 
 impl Stream {
@@ -59,11 +117,57 @@ impl Stream {
         Self { lossy, ..Self::default() }
     }
 
+    /// The same, of which messages are still to come.
+    pub(crate) fn expecting(lossy: bool, outline: Option<&Outline>) -> Self {
+        let Some(outline) = outline else { return Self::new(lossy) };
+        Self {
+            base: outline.base,
+            extent: Some(outline.extent),
+            spoken: outline.spoken,
+            expected: outline.messages,
+            ..Self::new(lossy)
+        }
+    }
+
+    /// True if no message is still to come.
+    pub(crate) const fn is_complete(&self) -> bool {
+        self.added >= self.expected
+    }
+
+    /// Drops what lies before a position, as far as messages lie wholly before it. Positions stay what they are.
+    pub(crate) fn forget(&mut self, before: Offset) {
+        let dropped = self.pieces.partition_point(|p| p.end <= before);
+        if dropped == 0 {
+            return;
+        }
+        self.pieces.drain(..dropped);
+        let floor = self.pieces.first().map_or(before, |p| p.start);
+        let sends = self.sends.partition_point(|&(at, _)| at < floor);
+        self.sends.drain(..sends);
+        self.thinned_sends.retain(|&i| i >= sends);
+        self.thinned_sends.iter_mut().for_each(|i| *i -= sends);
+        self.held.retain(|&(at, _)| at >= floor);
+        self.retransmits.retain(|&(at, _)| at >= floor);
+        for steps in [&mut self.readies, &mut self.recvs] {
+            let before = steps.partition_point(|s| s.end <= floor);
+            steps.drain(..before);
+        }
+    }
+
+    /// Drops everything but what is known of the whole.
+    pub(crate) fn forget_all(&mut self) {
+        (self.pieces, self.sends, self.thinned_sends) = (Vec::new(), Vec::new(), Vec::new());
+        (self.held, self.retransmits) = (Vec::new(), Vec::new());
+        (self.readies, self.recvs) = (Vec::new(), Vec::new());
+    }
+
     /// Adds the next message of this direction, in the order in which assembly emitted them.
     pub(crate) fn push(&mut self, message: &Message) {
+        self.added += 1;
         let Some(first) = message.first_instant() else { return };
         let last = message.last_instant().unwrap_or(first);
-        if self.last.is_none() {
+        let begun = self.last.is_some();
+        if !begun {
             self.base = message.seq.start;
             self.last = Some((message.seq.start, 0));
         }
@@ -71,7 +175,7 @@ impl Stream {
         // first instants count, and whoever asks for bytes from before finds none.
         // Without a loss, a later gap of what was received is the same beginning (its first read was seen before its first ready);
         // a later gap of what was sent is a way to send that the probes do not see.
-        let later = message.direction == Direction::Egress && !self.pieces.is_empty();
+        let later = message.direction == Direction::Egress && begun;
         let gap = message.gap_before && (self.lossy || later);
         let start = self.unwrap(message.seq.start);
         let end = start + i64::from(message.seq.len());
@@ -88,7 +192,7 @@ impl Stream {
             Direction::Ingress => {
                 // Where the first thing ever seen of a socket is a read, its bytes were ready at some time before.
                 let read_first = message.gap_before
-                    && self.pieces.is_empty()
+                    && !begun
                     && message.readies.first().map(|r| r.at) == message.recvs.first().map(|r| r.at);
                 push_steps(&mut self.readies, start, message, &message.readies, gap || read_first);
                 push_steps(&mut self.recvs, start, message, &message.recvs, gap);
@@ -97,7 +201,7 @@ impl Stream {
         }
         self.extent = Some(self.extent.map_or((start, end), |(low, high)| (low.min(start), high.max(end))));
         self.bytes += u64::from(message.seq.len());
-        self.tls |= matches!(message.content, Content::TlsHandshake | Content::TlsApplicationData);
+        self.spoken.add(&message.content);
         self.pieces.push(Piece {
             start,
             end,
@@ -117,11 +221,12 @@ impl Stream {
 
     /// The number of the first byte that was seen.
     pub(crate) fn first(&self) -> Option<SeqNo> {
-        (!self.pieces.is_empty()).then_some(self.base)
+        self.extent.map(|_| self.base)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+    /// True if not a byte was seen.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.extent.is_none()
     }
 
     /// First and last position seen.
@@ -338,7 +443,7 @@ fn step(steps: &[Step], end: Offset) -> Option<MonotonicNs> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use meshdiff_model::{Instants, SeqRange, SocketCookie};
+    use meshdiff_model::{Instants, SocketCookie};
 
     fn instants(list: &[(u32, u64)]) -> Instants {
         list.iter().map(|&(seq, at)| SeqInstant { seq: SeqNo(seq), at: MonotonicNs(at) }).collect()

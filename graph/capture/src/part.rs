@@ -10,11 +10,13 @@ use arrow::array::{RecordBatch, RecordBatchReader};
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
 use std::fs;
 use std::io;
@@ -141,6 +143,60 @@ fn decode_trusting<R: Row>(bytes: Bytes, strings: &Interner, verify: bool) -> Re
         all.first_rejected = all.first_rejected.or(more.first_rejected);
     }
     Ok(all)
+}
+
+/// A row of which only some columns are read.
+pub(crate) trait Outlined: Sized {
+    /// These.
+    const COLUMNS: &[&str];
+    /// Reads the rows of a batch.
+    fn decode(view: &View<'_>, strings: &Interner) -> Result<Decoded<Self>, PartError>;
+}
+
+/// Reads some columns of a part, and of other columns (by their paths) the least value in any of them, as the file's own statistics have
+/// it: `None` if there is no value, 0 if nothing tells.
+pub(crate) fn outline<R: Outlined>(
+    bytes: Bytes,
+    strings: &Interner,
+    least_of: &[&str],
+) -> Result<(Vec<R>, Option<i64>), PartError> {
+    guarded(&bytes, || outline_trusting(bytes.clone(), strings, least_of))
+}
+
+/// May panic on damaged files.
+fn outline_trusting<R: Outlined>(
+    bytes: Bytes,
+    strings: &Interner,
+    least_of: &[&str],
+) -> Result<(Vec<R>, Option<i64>), PartError> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).map_err(|e| corrupt(&e))?;
+    verify_checksum(builder.metadata(), &bytes)?;
+    check_claims(builder.metadata())?;
+    let least = least(builder.metadata(), least_of);
+    let columns = ProjectionMask::columns(builder.parquet_schema(), R::COLUMNS.iter().copied());
+    let reader = builder.with_projection(columns).with_batch_size(BATCH_ROWS).build().map_err(|e| corrupt(&e))?;
+    let mut rows = Vec::new();
+    for batch in reader {
+        let batch = batch.map_err(|e| corrupt(&e))?;
+        rows.extend(R::decode(&View(&batch), strings)?.rows);
+    }
+    Ok((rows, least))
+}
+
+fn least(metadata: &ParquetMetaData, columns: &[&str]) -> Option<i64> {
+    let mut least: Option<i64> = None;
+    for group in metadata.row_groups() {
+        for column in group.columns().iter().filter(|c| columns.contains(&c.column_path().string().as_str())) {
+            match column.statistics() {
+                Some(Statistics::Int64(values)) => {
+                    least = [least, values.min_opt().copied()].into_iter().flatten().min();
+                }
+                _ if column.num_values() > 0 => return Some(0),
+                _ => {}
+            }
+        }
+    }
+    least
 }
 
 /// A part's bytes.

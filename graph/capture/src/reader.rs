@@ -134,31 +134,17 @@ impl Capture {
     /// If a folder cannot be listed; if told to be strict, also if a part is damaged.
     pub fn read_with(&self, options: ReadOptions) -> Result<CaptureData, CaptureError> {
         let mut reading = Reading { options, ..self.reading() };
-        let sockets = reading.table::<Socket>()?;
+        let rest = reading.rest()?;
         let mut messages = reading.table::<Message>()?;
-        let metrics = merged(reading.table::<SocketMetrics>()?);
         let mut http2_streams = reading.table::<Http2Stream>()?;
         http2_streams.sort_by_key(|s| s.socket);
         let access_logs = reading.table::<HopSide>()?;
-        let proxies = reading.table::<Proxy>()?;
-        let processes = reading.table::<Process>()?;
         // Stable: what assembly made of one socket and direction stays in its order.
         messages.sort_by_key(|m| (m.socket, m.direction));
         for warning in reading.damage.warnings() {
             tracing::warn!(capture = %self.dir.display(), "{warning}");
         }
-        Ok(CaptureData {
-            meta: self.meta.clone(),
-            state: self.state,
-            sockets: last_of_each(sockets, |s| s.cookie),
-            messages,
-            http2_streams,
-            metrics,
-            access_logs,
-            proxies: last_of_each(proxies, |p| p.node.clone()),
-            processes: last_of_each(processes, |p| p.tgid),
-            damage: reading.damage,
-        })
+        Ok(CaptureData { messages, http2_streams, access_logs, damage: reading.damage, ..rest })
     }
 
     /// Reads the single socket events of a capture that was recorded with `--raw`, in the order in which they were
@@ -184,7 +170,7 @@ impl Capture {
         &self.dir
     }
 
-    fn reading(&self) -> Reading<'_> {
+    pub(crate) fn reading(&self) -> Reading<'_> {
         Reading {
             capture: self,
             options: ReadOptions::default(),
@@ -194,11 +180,11 @@ impl Capture {
     }
 }
 
-struct Reading<'a> {
+pub(crate) struct Reading<'a> {
     capture: &'a Capture,
     options: ReadOptions,
-    strings: Interner,
-    damage: Damage,
+    pub(crate) strings: Interner,
+    pub(crate) damage: Damage,
 }
 
 impl Reading<'_> {
@@ -206,27 +192,53 @@ impl Reading<'_> {
         let parts = self.counted_parts(R::TABLE)?;
         let mut rows = Vec::new();
         for path in parts {
-            match part::read_file(&path).and_then(|bytes| part::decode::<R>(bytes, &self.strings)) {
-                Ok(part) => {
-                    rows.extend(part.rows);
-                    if let Some(column) = part.first_rejected {
-                        self.damage.rejected_rows.entry(R::TABLE).or_insert((0, column)).0 += part.rejected;
-                    }
-                }
-                Err(reason) => {
-                    let damaged = DamagedPart { table: R::TABLE, path, reason };
-                    if self.options.strict {
-                        return Err(CaptureError::Damaged(damaged));
-                    }
-                    self.damage.parts.push(damaged);
-                }
-            }
+            rows.extend(self.part::<R>(path)?);
         }
         Ok(rows)
     }
 
+    /// The rows of a part; none of a damaged one, which is noted.
+    pub(crate) fn part<R: Row>(&mut self, path: PathBuf) -> Result<Vec<R>, CaptureError> {
+        match part::read_file(&path).and_then(|bytes| part::decode::<R>(bytes, &self.strings)) {
+            Ok(part) => {
+                if let Some(column) = part.first_rejected {
+                    self.damage.rejected_rows.entry(R::TABLE).or_insert((0, column)).0 += part.rejected;
+                }
+                Ok(part.rows)
+            }
+            Err(reason) => {
+                let damaged = DamagedPart { table: R::TABLE, path, reason };
+                if self.options.strict {
+                    return Err(CaptureError::Damaged(damaged));
+                }
+                self.damage.parts.push(damaged);
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Everything but what grows with every request.
+    pub(crate) fn rest(&mut self) -> Result<CaptureData, CaptureError> {
+        let sockets = self.table::<Socket>()?;
+        let metrics = merged(self.table::<SocketMetrics>()?);
+        let proxies = self.table::<Proxy>()?;
+        let processes = self.table::<Process>()?;
+        Ok(CaptureData {
+            meta: self.capture.meta.clone(),
+            state: self.capture.state,
+            sockets: last_of_each(sockets, |s| s.cookie),
+            messages: Vec::new(),
+            http2_streams: Vec::new(),
+            metrics,
+            access_logs: Vec::new(),
+            proxies: last_of_each(proxies, |p| p.node.clone()),
+            processes: last_of_each(processes, |p| p.tgid),
+            damage: Damage::default(),
+        })
+    }
+
     /// The parts of a table; those that `meta.json` counts and that are not there are noted.
-    fn counted_parts(&mut self, table: Table) -> Result<Vec<PathBuf>, CaptureError> {
+    pub(crate) fn counted_parts(&mut self, table: Table) -> Result<Vec<PathBuf>, CaptureError> {
         let parts = self.parts(&table.folder(&self.capture.dir))?;
         let counted = self.capture.meta.tables.get(&table).map_or(0, |t| t.parts);
         let missing = counted.saturating_sub(parts.len() as u64);

@@ -145,12 +145,22 @@ struct Found {
     /// The place of its own entry among the entries, if the router wrote one.
     entry: Option<usize>,
     /// The server's entry of it.
-    server: Option<usize>,
+    server: JoinOutcome<usize>,
 }
 
 /// The other attempts of each request, by its place among the entries.
 #[derive(Default)]
 pub(super) struct Attempts(HashMap<usize, Vec<Found>>);
+
+impl Attempts {
+    /// Each entry that tells of an attempt, with that of its request.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let of = |(&request, list): (&usize, &'_ Vec<Found>)| -> Vec<(usize, usize)> {
+            list.iter().flat_map(|f| [f.entry, f.server.matched()]).flatten().map(|e| (e, request)).collect()
+        };
+        self.0.iter().flat_map(of)
+    }
+}
 
 impl Joiner<'_> {
     /// Puts the attempts of the clients' requests behind the entries, as entries of their own, and tells each entry of the router's.
@@ -196,26 +206,33 @@ impl Joiner<'_> {
         &self,
         entries: &[Entry],
         servers: &[Option<JoinOutcome<usize>>],
+        spoken_for: &HashSet<usize>,
         used: &mut [bool],
     ) -> Attempts {
         let mut found = Attempts::default();
         for (i, attempt) in entries.iter().enumerate() {
             let Some(request) = attempt.attempt_of else { continue };
-            let server = servers[i].and_then(JoinOutcome::matched);
-            if let Some(server) = server {
+            let server = servers[i].unwrap_or(JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing));
+            if let JoinOutcome::Matched(server) = server {
                 used[server] = true;
             }
             used[i] = true;
             found.0.entry(request).or_default().push(Found { entry: Some(i), server });
         }
-        self.attempts_by_servers(entries, used, &mut found);
+        self.attempts_by_servers(entries, spoken_for, used, &mut found);
         found
     }
 
     /// Attempts of which nobody but the asked server's proxy wrote: on a connection of the client's proxy, within the request's time,
     /// with its id. How many there must be the client's entry tells; and all else that this proxy was asked at that time must be
     /// known, so that nothing but an attempt is left.
-    fn attempts_by_servers(&self, entries: &[Entry], used: &mut [bool], found: &mut Attempts) {
+    fn attempts_by_servers(
+        &self,
+        entries: &[Entry],
+        spoken_for: &HashSet<usize>,
+        used: &mut [bool],
+        found: &mut Attempts,
+    ) {
         let mut left: HashMap<usize, usize> = HashMap::new();
         let mut retried: HashMap<String, Vec<usize>> = HashMap::new();
         for (i, e) in entries.iter().enumerate().filter(|(_, e)| e.is_client() && e.attempt_of.is_none()) {
@@ -243,8 +260,12 @@ impl Joiner<'_> {
             };
             let list = retried.get(&comparable(id)).map_or(&[][..], Vec::as_slice);
             let fitting: Vec<usize> = list.iter().copied().filter(fits).collect();
-            // It is no request of its own, also where it cannot be told whose attempt it is.
-            if let Some(client) = fitting.iter().find(|&c| budget.get(c).is_some_and(|left| *left > 0)) {
+            // It is no request of its own, also where it cannot be told whose attempt it is: one of who is over first, so that the others
+            // can have made what comes later. Some client whose own answer is in doubt may stand for it already.
+            let able =
+                fitting.iter().filter(|&c| !spoken_for.contains(&i) && budget.get(c).is_some_and(|left| *left > 0));
+            let over = |c: &&usize| entries[**c].start.map(|start| start.offset(entries[**c].extent()));
+            if let Some(client) = able.min_by_key(over) {
                 budget.entry(*client).and_modify(|left| *left -= 1);
                 used[i] = true;
             }
@@ -257,7 +278,7 @@ impl Joiner<'_> {
         for (client, mut servers) in candidates {
             if servers.len() == left[&client] {
                 servers.sort_by_key(|&s| (entries[s].start, s));
-                let attempts = servers.into_iter().map(|s| Found { entry: None, server: Some(s) });
+                let attempts = servers.into_iter().map(|s| Found { entry: None, server: JoinOutcome::Matched(s) });
                 found.0.entry(client).or_default().extend(attempts);
             }
         }
@@ -311,25 +332,27 @@ impl Joiner<'_> {
     }
 
     fn exchange_of(&self, found: &Found, entries: &[Entry]) -> Option<usize> {
-        let by_server = || entries[found.server?].downstream.matched();
+        let by_server = || entries[found.server.matched()?].downstream.matched();
         found.entry.and_then(|e| entries[e].upstream.matched()).or_else(by_server)
     }
 
     fn attempt(&self, found: &Found, client: &Entry, entries: &[Entry]) -> Attempt {
         let own = found.entry.map(|i| &entries[i]);
         let server = match (found.server, own) {
-            (Some(server), _) => JoinOutcome::Matched(&entries[server]),
-            (None, Some(own)) if own.log.answered_by_itself() => JoinOutcome::Unmatched(UnmatchedReason::LocalReply),
-            (None, _) => JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing),
+            (JoinOutcome::Matched(server), _) => JoinOutcome::Matched(&entries[server]),
+            (_, Some(own)) if own.log.answered_by_itself() => JoinOutcome::Unmatched(UnmatchedReason::LocalReply),
+            (JoinOutcome::Ambiguous(reason), _) => JoinOutcome::Ambiguous(reason),
+            (JoinOutcome::Unmatched(reason), _) => JoinOutcome::Unmatched(reason),
         };
         let mut hop = self.hop(own, server);
         let failed = own
             .filter(|own| own.log.answered_by_itself())
             .and_then(|own| self.failed_connect(client, &own.log, own.start));
         hop.connection_setup = failed;
-        let began = hop.request_on(Link::Network).send.or(failed.map(|f| f.0));
+        let began = hop.request_on(Link::Network).send.or(hop.logged.sent).or(failed.map(|f| f.0));
         let end = || self.end_of(&self.exchanges[self.exchange_of(found, entries)?]);
-        let ended = hop.response_on(Link::Network).ready.or(failed.map(|f| f.1)).or_else(end);
+        let back = hop.response_on(Link::Network).ready.or(hop.logged.returned);
+        let ended = back.or(failed.map(|f| f.1)).or_else(end).or(hop.abandoned[0]);
         Attempt { hop, began, ended }
     }
 
@@ -368,17 +391,24 @@ impl Others {
         let made = entries.iter().filter_map(|e| e.upstream.matched()).collect();
         let told: HashSet<usize> = entries.iter().filter_map(|e| e.downstream.matched()).collect();
         let mut untold: HashMap<NetnsId, Vec<(MonotonicNs, MonotonicNs)>> = HashMap::new();
-        for (x, exchange) in joiner.exchanges.iter().enumerate().filter(|(x, _)| !told.contains(x)) {
+        for (_, exchange) in joiner.exchanges.iter().enumerate().filter(|(x, _)| !told.contains(x)) {
             let connection = &joiner.connections[exchange.connection];
             if let (Some(Link::ClientLoopback), Some(server)) = (connection.link, connection.server) {
-                let last = joiner.of_connection[exchange.connection].end == x + 1;
-                let to = if last || !exchange.has_response() { MonotonicNs(u64::MAX) } else { exchange.last };
+                let to = if joiner.is_last(exchange) || !exchange.has_response() {
+                    MonotonicNs(u64::MAX)
+                } else {
+                    exchange.last
+                };
                 untold.entry(joiner.endpoints[server].socket.netns).or_default().push((exchange.first, to));
             }
         }
+        for (netns, since) in &joiner.untold_since {
+            untold.entry(*netns).or_default().push((*since, MonotonicNs(u64::MAX)));
+        }
         let mut unknown: HashMap<NetnsId, Vec<(usize, MonotonicNs, MonotonicNs)>> = HashMap::new();
         for (i, e) in entries.iter().enumerate().filter(|(_, e)| e.is_client() && e.attempt_of.is_none()) {
-            if e.upstream.matched().is_some() || e.log.answered_by_itself() {
+            let was_known = e.place.is_some_and(|place| joiner.told.get(&place) == Some(&true));
+            if was_known || e.upstream.matched().is_some() || e.log.answered_by_itself() {
                 continue;
             }
             if let (Some(netns), Some(start)) = (joiner.netns_of(e), e.start) {

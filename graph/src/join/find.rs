@@ -22,7 +22,7 @@ impl Joiner<'_> {
     fn waits(&self, connection: usize) -> bool {
         let Connection { client, server, .. } = self.connections[connection];
         let ends = || [client, server].into_iter().flatten().map(|i| &self.endpoints[i].socket);
-        let open = ends().all(|s| s.closed.is_none());
+        let open = ends().all(|s| s.closed.is_none()) && !self.unfinished.contains(&connection);
         open && self.exchanges[self.of_connection[connection].clone()].last().is_some_and(|e| !e.has_response())
     }
 
@@ -122,7 +122,7 @@ impl Joiner<'_> {
         let open = |e: &Exchange| self.waits(connection) && list.last().is_some_and(|last| std::ptr::eq(e, last));
         let ended_before = |e: &Exchange| !open(e) && self.answered_by_server(e).offset(TOLERANCE) < start;
         // The last exchange that the proxy had begun to read when the stream was created.
-        let begun = list.partition_point(|e| self.read_by_server(e).is_some_and(|at| at <= start.offset(TOLERANCE)));
+        let begun = self.read_until(list, start.offset(TOLERANCE));
         let Some(position) = begun.checked_sub(1) else {
             return JoinOutcome::Unmatched(UnmatchedReason::ExchangeNotSeen);
         };
@@ -142,6 +142,15 @@ impl Joiner<'_> {
         } else {
             JoinOutcome::Matched(self.of_connection[connection].start + position)
         }
+    }
+
+    /// How many of a connection's exchanges the proxy had begun to read at an instant. Nearly always those are the ones that had begun by then,
+    /// which takes two looks at a crossing to know, and not one for each halving.
+    fn read_until(&self, list: &[Exchange], at: MonotonicNs) -> usize {
+        let is_read = |e: &Exchange| self.read_by_server(e).is_some_and(|read| read <= at);
+        let begun = list.partition_point(|e| e.first <= at);
+        let last_is = begun.checked_sub(1).is_none_or(|last| is_read(&list[last]));
+        if last_is && !list.get(begun).is_some_and(is_read) { begun } else { list.partition_point(is_read) }
     }
 
     /// When the accepting end of an exchange's connection had begun to read it, or the earliest that this can have been.

@@ -3,7 +3,8 @@
 use super::{Entry, Joiner, TOLERANCE};
 use crate::exchange::{Exchange, SWITCHING_PROTOCOLS};
 use meshdiff_model::{
-    Closer, Content, Crossing, Http2Fields, JoinOutcome, JoinedHop, Link, MonotonicNs, SocketCookie, UnmatchedReason,
+    ClockAnchor, Closer, Content, Crossing, DurationNs, HopSide, Http2Fields, JoinOutcome, JoinedHop, Link,
+    LoggedCrossing, MonotonicNs, SocketCookie, UnmatchedReason,
 };
 use std::sync::Arc;
 
@@ -121,6 +122,15 @@ impl Joiner<'_> {
             hop.sockets[2] = Some(self.endpoints[s3].socket.cookie);
             hop.sockets[3] = Some(self.endpoints[s4].socket.cookie);
             hop.network_by_log = true;
+            let at = |entry: Option<&Entry>, mark: fn(&HopSide) -> Option<DurationNs>| {
+                entry.and_then(|e| Some(e.start?.offset(mark(&e.log)?)))
+            };
+            hop.logged = LoggedCrossing {
+                sent: at(client, |log| log.timings.time_to_first_upstream_tx_byte),
+                arrived: at(server, |_| Some(DurationNs::ZERO)),
+                answered: at(server, |log| log.timings.time_to_first_downstream_tx_byte),
+                returned: at(client, |log| log.timings.time_to_first_upstream_rx_byte),
+            };
         }
     }
 
@@ -133,9 +143,8 @@ impl Joiner<'_> {
             return;
         }
         let connection = &self.connections[exchange.connection];
-        let last = self.of_connection[exchange.connection].end - 1;
         let ends = || [connection.client, connection.server].into_iter().flatten().map(|i| &self.endpoints[i].socket);
-        if !std::ptr::eq(exchange, &self.exchanges[last]) || ends().all(|s| s.closed.is_some() && s.lost_events == 0) {
+        if !self.is_last(exchange) || ends().all(|s| s.closed.is_some() && s.lost_events == 0) {
             return;
         }
         let mark = proxy.and_then(|p| Some(p.start?.offset(p.log.timings.time_to_last_downstream_tx_byte?)));
@@ -192,8 +201,7 @@ impl Joiner<'_> {
         }
         // Envoy's flag for a client that went away (`DC`); the end of a connection ends a response without a length as well.
         let went_away = client.log.response_flags.iter().any(|flag| &**flag == "DC");
-        let last = self.of_connection[exchange.connection].end - 1;
-        if !(went_away || hop.response[at].send.is_none()) || !std::ptr::eq(exchange, &self.exchanges[last]) {
+        if !(went_away || hop.response[at].send.is_none()) || !self.is_last(exchange) {
             return None;
         }
         let socket = &self.endpoints[self.connections[exchange.connection].client?].socket;
@@ -225,7 +233,14 @@ impl Joiner<'_> {
         };
         let back = hop.response_on(Link::ClientLoopback).send;
         let of_client = client.filter(|c| c.attempt_of.is_some() || back.is_some());
-        let by_client = of_client.and_then(|c| ended(c, network, Link::Network, back));
+        // On a shared connection nobody sees the stream's end: the log of an attempt tells it, of a request the answer.
+        let shared = || {
+            let client = client.filter(|_| hop.network_by_log && hop.logged.returned.is_none())?;
+            let logged = || Some(client.start?.offset(client.log.timings.extent()?));
+            let end = if client.attempt_of.is_some() { logged() } else { back };
+            end.filter(|end| hop.logged.sent.is_some_and(|sent| sent <= *end))
+        };
+        let by_client = of_client.and_then(|c| ended(c, network, Link::Network, back)).or_else(shared);
         let back = hop.response_on(Link::Network).send;
         let of_server = server.filter(|_| back.is_some() || by_client.is_some());
         let by_server = of_server.and_then(|s| ended(s, s.upstream.matched(), Link::ServerLoopback, back));
@@ -238,11 +253,10 @@ impl Joiner<'_> {
         if let Some(stream) = &exchange.stream {
             return stream.cancelled;
         }
-        let last = self.of_connection[exchange.connection].end - 1;
         let connection = &self.connections[exchange.connection];
         let socket = &self.endpoints[connection.client.or(connection.server)?].socket;
         let began = socket.closed?.offset(-socket.close.and_then(|c| c.duration).unwrap_or_default());
-        std::ptr::eq(exchange, &self.exchanges[last]).then_some(began)
+        self.is_last(exchange).then_some(began)
     }
 
     /// When the accepting end had sent its last byte of the response to the request before this one on the same connection, if this one
@@ -351,13 +365,8 @@ impl Joiner<'_> {
     }
 
     /// Order of start: by the earliest instant known.
-    pub(super) fn start_key(&self, hop: &JoinedHop) -> (MonotonicNs, Option<SocketCookie>) {
-        let kernel = hop.request.iter().filter_map(|c| c.send.or(c.ready)).min();
-        let log = || {
-            let log = hop.client_log.as_ref().or(hop.server_log.as_ref())?;
-            self.input.clock.to_monotonic(log.start_time)
-        };
-        (kernel.or_else(log).unwrap_or_default(), hop.sockets.iter().flatten().next().copied())
+    pub(super) fn start_key(&self, hop: &JoinedHop) -> StartKey {
+        start_key(hop, self.input.clock)
     }
 
     /// Why a socket's instants are missing although its exchange was found.
@@ -376,6 +385,19 @@ impl Joiner<'_> {
             UnmatchedReason::SocketNotSeen
         }
     }
+}
+
+/// What requests are ordered by.
+pub(crate) type StartKey = (MonotonicNs, Option<SocketCookie>);
+
+/// The earliest instant that is known of a request, and its first socket.
+pub(crate) fn start_key(hop: &JoinedHop, clock: &ClockAnchor) -> StartKey {
+    let kernel = hop.request.iter().filter_map(|c| c.send.or(c.ready)).min();
+    let log = || {
+        let log = hop.client_log.as_ref().or(hop.server_log.as_ref())?;
+        clock.to_monotonic(log.start_time)
+    };
+    (kernel.or_else(log).unwrap_or_default(), hop.sockets.iter().flatten().next().copied())
 }
 
 /// What frames say, nearest to the client application first.

@@ -6,6 +6,7 @@ mod find;
 mod halves;
 mod hop;
 mod multiplexed;
+mod parts;
 mod relayed;
 mod serial;
 mod streams;
@@ -17,15 +18,21 @@ use crate::exchange::Exchange;
 use crate::http2::{Sent, is_http2 as is_followed};
 use attempts::Tied;
 pub(crate) use clock::Steps;
+pub(crate) use hop::start_key;
 use meshdiff_model::{
     AmbiguityReason, ClockAnchor, DurationNs, HopProtocol, HopSide, Http2Stream, JoinOutcome, JoinedHop, Message,
-    MonotonicNs, Side, Socket, SocketCookie, UnmatchedReason,
+    MonotonicNs, NetnsId, Side, Socket, SocketCookie, UnmatchedReason,
 };
+pub use parts::Patience;
+use parts::Ripe;
+pub(crate) use parts::{InParts, Step};
 use relayed::Relayed;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use streams::{Claim, Role};
+use unlogged::Candidates;
 pub(crate) use unlogged::Unlogged;
 
 /// How far an access log's instant may lie from the kernel's. `start_time` has steps of 1 µs, and the wall clock's
@@ -65,6 +72,13 @@ pub(crate) struct Joined {
     pub(crate) unlogged: Vec<Unlogged>,
 }
 
+impl Joined {
+    /// Where each socket is.
+    pub(crate) fn netns(&self) -> HashMap<SocketCookie, NetnsId> {
+        self.endpoints.iter().map(|e| (e.socket.cookie, e.socket.netns)).collect()
+    }
+}
+
 /// An access log entry and the exchanges it speaks of.
 struct Entry {
     log: Arc<HopSide>,
@@ -93,13 +107,10 @@ impl Entry {
     }
 }
 
-struct Joiner<'a> {
-    input: HopInput<'a>,
-    endpoints: Vec<Endpoint>,
-    connections: Vec<Connection>,
-    exchanges: Vec<Exchange>,
-    /// Exchanges of each connection, in order.
-    of_connection: Vec<std::ops::Range<usize>>,
+/// What the joins stand on: sockets, the connections that they make, and what is true of the whole recording.
+pub(crate) struct Ground {
+    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) connections: Vec<Connection>,
     /// Connections by the address of the end that connected.
     by_client: HashMap<SocketAddr, Vec<usize>>,
     /// Sockets of which events were lost.
@@ -109,6 +120,56 @@ struct Joiner<'a> {
     /// Those of them whose frames were followed.
     followed: HashSet<usize>,
     sent: Sent,
+    steps: Steps,
+    has_kernel: bool,
+    /// Sockets whose connect was in vain.
+    failed: Vec<usize>,
+    /// Connections of which messages are still to come, by index.
+    unfinished: HashSet<usize>,
+    /// Since when an application waited for an answer to what no entry tells of, where that is not held any more.
+    untold_since: HashMap<NetnsId, MonotonicNs>,
+    /// Entries, by their place among the logs, that were told of before: what they were about is not held any more, or not all of it. With
+    /// whether it was found where the request went on.
+    told: HashMap<usize, bool>,
+}
+
+impl Ground {
+    fn of(endpoints: Vec<Endpoint>, sent: Sent, clock: &ClockAnchor, has_kernel: bool) -> Self {
+        let connections = crate::connection::pair(&endpoints);
+        let mut by_client: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
+        for (i, connection) in connections.iter().enumerate() {
+            for address in connection.client_addresses(&endpoints) {
+                by_client.entry(address).or_default().push(i);
+            }
+        }
+        let followed = (0..connections.len()).filter(|&c| is_followed(&connections[c], &endpoints, &sent)).collect();
+        let lossy = endpoints.iter().filter(|e| e.socket.lost_events > 0).map(|e| e.socket.cookie).collect();
+        let in_vain = |s: &Socket| s.connect_start.is_some() && s.established.is_none();
+        let failed = (0..endpoints.len()).filter(|&i| in_vain(&endpoints[i].socket)).collect();
+        Self {
+            by_client,
+            lossy,
+            multiplexed: HashSet::new(),
+            followed,
+            sent,
+            steps: Steps::of(clock),
+            has_kernel,
+            failed,
+            unfinished: HashSet::new(),
+            untold_since: HashMap::new(),
+            told: HashMap::new(),
+            endpoints,
+            connections,
+        }
+    }
+}
+
+struct Joiner<'a> {
+    input: HopInput<'a>,
+    ground: Ground,
+    exchanges: Vec<Exchange>,
+    /// Exchanges of each connection, in order.
+    of_connection: Vec<std::ops::Range<usize>>,
     /// What was found for an entry (by its place among the logs) on a connection of which frames were followed, or among requests that
     /// did not wait for each other's response.
     of_stream: HashMap<(usize, Role), JoinOutcome<usize>>,
@@ -117,70 +178,69 @@ struct Joiner<'a> {
     parted: HashSet<usize>,
     /// Requests that applications encrypted, whose connections are known.
     relayed: Vec<Relayed>,
-    steps: Steps,
-    has_kernel: bool,
-    /// Sockets whose connect was in vain.
-    failed: Vec<usize>,
+}
+
+impl Deref for Joiner<'_> {
+    type Target = Ground;
+    fn deref(&self) -> &Ground {
+        &self.ground
+    }
 }
 
 pub(crate) fn join(input: HopInput<'_>) -> Joined {
     let endpoints = crate::connection::endpoints(input.sockets, input.messages);
-    let connections = crate::connection::pair(&endpoints);
-    let mut by_client: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
-    for (i, connection) in connections.iter().enumerate() {
-        for address in connection.client_addresses(&endpoints) {
-            by_client.entry(address).or_default().push(i);
-        }
-    }
-    let sent = Sent::of(input.http2);
-    let cut = |(i, connection)| {
-        let streams = crate::http2::cut(i, connection, &endpoints, &sent);
-        streams.unwrap_or_else(|| crate::exchange::cut(i, connection, &endpoints))
-    };
-    let mut cuts: Vec<Vec<Exchange>> = connections.iter().enumerate().map(cut).collect();
-    let multiplexed = multiplexed::find(input, &endpoints, &connections, &by_client);
-    let followed = (0..connections.len()).filter(|&c| is_followed(&connections[c], &endpoints, &sent)).collect();
-    turns::mend(input, &connections, &endpoints, &by_client, &multiplexed, &mut cuts);
-    let relayed = relayed::find(input, &endpoints, &connections, &by_client, &mut cuts);
-    let mut exchanges = Vec::new();
-    let mut of_connection = Vec::with_capacity(connections.len());
-    for cut in cuts {
-        let from = exchanges.len();
-        exchanges.extend(cut);
-        of_connection.push(from..exchanges.len());
-    }
-    let has_kernel = !input.messages.is_empty();
-    let lossy = endpoints.iter().filter(|e| e.socket.lost_events > 0).map(|e| e.socket.cookie).collect();
-    let steps = Steps::of(input.clock);
-    let in_vain = |s: &Socket| s.connect_start.is_some() && s.established.is_none();
-    let failed = (0..endpoints.len()).filter(|&i| in_vain(&endpoints[i].socket)).collect();
-    let mut joiner = Joiner {
-        input,
-        endpoints,
-        connections,
-        exchanges,
-        of_connection,
-        by_client,
-        lossy,
-        multiplexed,
-        followed,
-        sent,
-        of_stream: HashMap::new(),
-        parted: HashSet::new(),
-        relayed,
-        steps,
-        has_kernel,
-        failed,
-    };
-    let (hops, client_messages, unlogged) = joiner.hops();
+    let ground = Ground::of(endpoints, Sent::of(input.http2), input.clock, !input.messages.is_empty());
+    let mut joiner = Joiner::new(input, ground, |_| false);
+    let Found { hops, client_messages, unlogged, .. } = joiner.hops(None);
     let tcp = |log: &&HopSide| log.access_log_type.is_terminal() && log.protocol == HopProtocol::Tcp;
     let tcp_entries = input.access_logs.iter().filter(tcp).count() as u64;
-    let Joiner { endpoints, connections, .. } = joiner;
-    Joined { endpoints, connections, hops, client_messages, tcp_entries, unlogged }
+    let Ground { endpoints, connections, .. } = joiner.ground;
+    Joined { endpoints, connections, hops, client_messages, tcp_entries, unlogged: unlogged.settle() }
+}
+
+/// What was found.
+#[derive(Default)]
+struct Found {
+    hops: Vec<JoinedHop>,
+    /// Requests that client applications were seen to send.
+    client_messages: u64,
+    unlogged: Candidates,
+    /// Entries, by their place among the logs, of which all is told, with whether it was found where the request went on.
+    told: Vec<(usize, bool)>,
+    /// Exchanges that were counted.
+    counted: Vec<usize>,
+    entries: Vec<Entry>,
+}
+
+impl<'a> Joiner<'a> {
+    /// `earlier` says of which connections there were exchanges before what is still held of them.
+    fn new(input: HopInput<'a>, mut ground: Ground, earlier: impl Fn(usize) -> bool) -> Self {
+        let Ground { endpoints, connections, by_client, sent, .. } = &ground;
+        let cut = |(i, connection)| {
+            let streams = crate::http2::cut(i, connection, endpoints, sent, earlier(i));
+            streams.unwrap_or_else(|| crate::exchange::cut(i, connection, endpoints, earlier(i)))
+        };
+        let mut cuts: Vec<Vec<Exchange>> = connections.iter().enumerate().map(cut).collect();
+        let mut multiplexed = multiplexed::find(input, endpoints, connections, by_client);
+        multiplexed.extend(&ground.multiplexed);
+        turns::mend(input, connections, endpoints, by_client, &multiplexed, &mut cuts);
+        let relayed = relayed::find(input, endpoints, connections, by_client, &mut cuts);
+        let mut exchanges = Vec::new();
+        let mut of_connection = Vec::with_capacity(connections.len());
+        for cut in cuts {
+            let from = exchanges.len();
+            exchanges.extend(cut);
+            of_connection.push(from..exchanges.len());
+        }
+        ground.multiplexed = multiplexed;
+        let (of_stream, parted) = (HashMap::new(), HashSet::new());
+        Self { input, ground, exchanges, of_connection, of_stream, parted, relayed }
+    }
 }
 
 impl Joiner<'_> {
-    fn hops(&mut self) -> (Vec<JoinedHop>, u64, Vec<Unlogged>) {
+    /// Everything, or what is ripe and was not told before.
+    fn hops(&mut self, ripe: Option<&Ripe<'_>>) -> Found {
         let mut entries = self.entries();
         reject_double_claims(&mut entries);
         self.reject_rests(&mut entries);
@@ -188,8 +248,8 @@ impl Joiner<'_> {
         let mut spoken_for = HashSet::new();
         let servers = self.servers(&entries, &mut spoken_for);
 
-        let mut hops = Vec::new();
-        let mut used = vec![false; entries.len()];
+        let mut found = Found::default();
+        let mut used: Vec<bool> = entries.iter().map(|e| self.was_told(e)).collect();
         let requests = || entries.iter().enumerate().filter(|(_, e)| e.is_client() && e.attempt_of.is_none());
         for (i, _) in requests() {
             used[i] = true;
@@ -197,19 +257,25 @@ impl Joiner<'_> {
                 used[s] = true;
             }
         }
-        let attempts = self.attempts(&entries, &servers, &mut used);
-        for (i, entry) in requests() {
+        let attempts = self.attempts(&entries, &servers, &spoken_for, &mut used);
+        let due = self.due(ripe, &entries, &servers, &attempts);
+        for (i, entry) in requests().filter(|(i, _)| due[*i]) {
             let server = servers[i].unwrap_or(JoinOutcome::Unmatched(UnmatchedReason::ServerLogMissing));
             let mut hop = self.hop(Some(entry), server.map(|s| &entries[s]));
             self.complete(&mut hop, i, &entries, &attempts);
-            hops.push(hop);
+            found.hops.push(hop);
         }
-        for (_, entry) in entries.iter().enumerate().filter(|(i, _)| !used[*i] && !spoken_for.contains(i)) {
-            hops.push(self.hop(None, JoinOutcome::Matched(entry)));
+        let alone = |i: &usize| due[*i] && !used[*i] && !spoken_for.contains(i);
+        for i in (0..entries.len()).filter(alone) {
+            found.hops.push(self.hop(None, JoinOutcome::Matched(&entries[i])));
         }
-        let client_messages = self.kernel_only(&entries, &mut hops);
-        hops.sort_by_cached_key(|hop| self.start_key(hop));
-        (hops, client_messages, self.unlogged_by_servers(&entries))
+        self.kernel_only(&entries, ripe, &mut found);
+        self.unlogged_by_servers(&entries, &due, ripe, &mut found);
+        found.hops.sort_by_cached_key(|hop| self.start_key(hop));
+        let told = entries.iter().zip(&due).filter(|(_, due)| **due);
+        found.told = told.filter_map(|(e, _)| Some((e.place?, e.upstream.matched().is_some()))).collect();
+        found.entries = entries;
+        found
     }
 
     fn entries(&mut self) -> Vec<Entry> {
@@ -229,6 +295,8 @@ impl Joiner<'_> {
         self.assign_streams(&logs, Role::Downstream, |joiner, log, start, _| joiner.downstream_connection(log, start));
         let made: Vec<_> = logs.iter().copied().chain(tied.other_logs(self.input)).collect();
         self.assign_streams(&made, Role::Upstream, |joiner, log, start, i| {
+            // Most went on elsewhere, which is cheaper to tell than where.
+            joiner.may_be_followed(log.upstream_local_address?.0).then_some(())?;
             joiner.upstream_connection(log, start, joiner.downstream(i, log, start))
         });
         let mut entries: Vec<Entry> = logs
@@ -256,6 +324,11 @@ impl Joiner<'_> {
         });
         self.add_attempts(&tied, &mut entries);
         entries
+    }
+
+    /// False if frames were followed on no connection of an address.
+    fn may_be_followed(&self, address: SocketAddr) -> bool {
+        self.by_client.get(&address).is_some_and(|list| list.iter().any(|c| self.followed.contains(c)))
     }
 
     /// Puts the entries of each connection whose frames were followed on its streams.
@@ -316,6 +389,11 @@ impl Joiner<'_> {
             entries.iter().flat_map(|e| [e.downstream.matched(), e.upstream.matched()]).flatten().collect();
         let firsts = self.of_connection.iter().filter(|range| range.len() > 1).map(|range| range.start);
         firsts.filter(|&x| self.exchanges[x].after_handshake && !claimed.contains(&(x + 1))).collect()
+    }
+
+    /// True if an entry was told of before.
+    fn was_told(&self, entry: &Entry) -> bool {
+        entry.place.is_some_and(|place| self.told.contains_key(&place))
     }
 
     /// False for what is known to have ended before the recording began (Envoy holds its entries for up to a second), and for

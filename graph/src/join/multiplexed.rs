@@ -2,7 +2,6 @@
 
 use super::{HopInput, TOLERANCE, is_multiplexed};
 use crate::connection::{Connection, Endpoint};
-use meshdiff_model::Content;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
@@ -14,7 +13,7 @@ pub(super) fn find(
     connections: &[Connection],
     by_client: &HashMap<SocketAddr, Vec<usize>>,
 ) -> HashSet<usize> {
-    let preface = |i: usize| endpoints[i].egress.pieces.iter().any(|p| p.content == Content::Http2Preface);
+    let preface = |i: usize| endpoints[i].egress.spoken.preface;
     let mut found: HashSet<usize> =
         (0..connections.len()).filter(|&c| connections[c].client.is_some_and(preface)).collect();
     for log in input.access_logs.iter().filter(|l| l.access_log_type.is_terminal() && is_multiplexed(l.protocol)) {

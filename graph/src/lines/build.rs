@@ -2,12 +2,12 @@
 
 use super::logs::Logs;
 use super::places::{PlaceKey, PodKey, Whereabouts, life};
-use super::protocol::{LineProtocol, Seen, frames};
+use super::protocol::{Frames, LineProtocol, Seen, add_frames};
 use super::{Line, Outside, Place, PodPlace, Program, ProgramRole, Tie, Topology};
 use crate::Directory;
 use crate::connection::{Connection, Endpoint, is_redirected};
 use crate::join::HopInput;
-use meshdiff_model::{Link, NetnsId, Process, SocketCookie, Tgid, TlsInfo, Workload};
+use meshdiff_model::{ClockAnchor, HopSide, Http2Stream, Link, NetnsId, Process, Tgid, TlsInfo, Workload};
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -33,20 +33,53 @@ struct Placed<'a> {
     port: Option<u16>,
 }
 
+/// What proxies and frames say of connections.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    logs: Logs,
+    frames: Frames,
+}
+
+impl Said {
+    /// Nothing yet of these connections.
+    pub(crate) fn about(endpoints: &[Endpoint], connections: &[Connection]) -> Self {
+        Self { logs: Logs::about(endpoints, connections), frames: Frames::new() }
+    }
+
+    /// All that a recording has.
+    pub(crate) fn of(input: HopInput<'_>, endpoints: &[Endpoint], connections: &[Connection]) -> Self {
+        let mut said = Self::about(endpoints, connections);
+        for (place, log) in (0..).zip(input.access_logs) {
+            said.add_log(place, log, input.clock);
+        }
+        input.http2.iter().for_each(|row| said.add_frames(row));
+        said
+    }
+
+    /// Adds an entry; `place` says where it is among all of the recording.
+    pub(crate) fn add_log(&mut self, place: u64, log: &HopSide, clock: &ClockAnchor) {
+        self.logs.add(place, log, clock);
+    }
+
+    /// Adds what a socket sent of a stream.
+    pub(crate) fn add_frames(&mut self, row: &Http2Stream) {
+        add_frames(&mut self.frames, row);
+    }
+}
+
 /// The process topology of a recording. `pods` says whose the recorded namespaces are.
 pub(crate) fn build(
-    input: HopInput<'_>,
+    said: &Said,
     endpoints: &[Endpoint],
     connections: &[Connection],
     processes: &[Process],
     pods: &BTreeMap<NetnsId, Workload>,
     directory: &dyn Directory,
 ) -> Topology {
-    let logs = Logs::of(input.access_logs, input.clock);
-    let whereabouts = Whereabouts::of(endpoints, connections, processes, &logs, directory);
-    let frames = frames(input.http2);
+    let Said { logs, frames } = said;
+    let whereabouts = Whereabouts::of(endpoints, connections, processes, logs, directory);
     let placed: Vec<Placed<'_>> =
-        connections.iter().filter_map(|c| place(c, endpoints, &logs, &whereabouts, &frames)).collect();
+        connections.iter().filter_map(|c| place(c, endpoints, logs, &whereabouts, frames)).collect();
     let spoken = spoken_on_ports(&placed);
     let mut lines: BTreeMap<LineKey, Line> = BTreeMap::new();
     let mut tgids: HashMap<PlaceKey, BTreeSet<Tgid>> = HashMap::new();
@@ -103,9 +136,9 @@ impl Placed<'_> {
 fn place<'a>(
     connection: &'a Connection,
     endpoints: &[Endpoint],
-    logs: &Logs<'_>,
+    logs: &Logs,
     whereabouts: &Whereabouts<'_>,
-    frames: &HashMap<SocketCookie, LineProtocol>,
+    frames: &Frames,
 ) -> Option<Placed<'a>> {
     let (client, server, known_by) = whereabouts.ends(connection)?;
     let log = logs.spoken(connection.client_address(endpoints), connection.seen(endpoints));

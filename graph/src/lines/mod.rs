@@ -12,7 +12,7 @@ mod protocol;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use build::build;
+pub(crate) use build::{Said, build};
 pub use measure::{CloseTally, ConnectTally, Measured, MetricsInput, SideMetrics};
 pub use protocol::LineProtocol;
 

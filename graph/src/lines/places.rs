@@ -1,10 +1,10 @@
 //! Which program a socket belongs to, and which one is at its other end.
 
-use super::logs::Logs;
+use super::logs::{Logs, Told};
 use super::{PeerKnownBy, ProgramRole};
 use crate::Directory;
 use crate::connection::{Connection, Endpoint, OUTBOUND_PORT, is_redirected, passthrough};
-use meshdiff_model::{HopSide, MonotonicNs, NetnsId, Process, ProcessRole, Socket, Tgid, Workload};
+use meshdiff_model::{MonotonicNs, NetnsId, Process, ProcessRole, Socket, Tgid, Workload};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -60,7 +60,7 @@ impl<K: Eq + Hash, V: PartialEq> Unique<K, V> {
 /// Everything that tells who is where.
 pub(super) struct Whereabouts<'a> {
     endpoints: &'a [Endpoint],
-    logs: &'a Logs<'a>,
+    logs: &'a Logs,
     directory: &'a dyn Directory,
     processes: HashMap<Tgid, &'a Process>,
     /// Recorded namespaces by the addresses of their sockets.
@@ -76,7 +76,7 @@ impl<'a> Whereabouts<'a> {
         endpoints: &'a [Endpoint],
         connections: &[Connection],
         processes: &'a [Process],
-        logs: &'a Logs<'a>,
+        logs: &'a Logs,
         directory: &'a dyn Directory,
     ) -> Self {
         let mut all = Self {
@@ -213,7 +213,7 @@ impl<'a> Whereabouts<'a> {
     }
 
     /// The pod of the proxy that wrote a log.
-    fn pod_of(&self, log: &HopSide) -> Option<PodKey> {
+    fn pod_of(&self, log: &Told) -> Option<PodKey> {
         let workload = self.directory.by_proxy(&log.node)?;
         let address = workload.address.as_ref().and_then(|a| a.parse().ok());
         let recorded = address.and_then(|ip: IpAddr| self.netns_at.get(&ip));

@@ -1,7 +1,8 @@
 //! What is spoken on a connection: by what its ends were seen to send, and by what a proxy says where that is encrypted.
 
 use crate::connection::{Connection, Endpoint};
-use meshdiff_model::{Content, HopProtocol, Http2Stream, SocketCookie, TlsInfo};
+use crate::stream::Spoken;
+use meshdiff_model::{HopProtocol, Http2Stream, SocketCookie, TlsInfo};
 use std::collections::HashMap;
 
 /// What is spoken on a line.
@@ -57,14 +58,13 @@ impl LineProtocol {
 }
 
 /// The sockets on which HTTP/2 frames were followed: gRPC, if a stream's headers say so.
-pub(super) fn frames(streams: &[Http2Stream]) -> HashMap<SocketCookie, LineProtocol> {
-    let mut of_socket = HashMap::new();
-    for stream in streams {
-        let seen = if stream.fields.grpc == Some(true) { LineProtocol::Grpc } else { LineProtocol::Http2 };
-        let known = of_socket.entry(stream.socket).or_insert(seen);
-        *known = seen.max(*known);
-    }
-    of_socket
+pub(super) type Frames = HashMap<SocketCookie, LineProtocol>;
+
+/// Adds what one row says.
+pub(super) fn add_frames(frames: &mut Frames, stream: &Http2Stream) {
+    let seen = if stream.fields.grpc == Some(true) { LineProtocol::Grpc } else { LineProtocol::Http2 };
+    let known = frames.entry(stream.socket).or_insert(seen);
+    *known = seen.max(*known);
 }
 
 /// What was seen of one connection.
@@ -79,12 +79,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn of(
-        connection: &Connection,
-        endpoints: &[Endpoint],
-        tls: Option<&TlsInfo>,
-        frames: &HashMap<SocketCookie, LineProtocol>,
-    ) -> Self {
+    pub(super) fn of(connection: &Connection, endpoints: &[Endpoint], tls: Option<&TlsInfo>, frames: &Frames) -> Self {
         let agreed = tls.and_then(|t| t.alpn.as_deref()).and_then(|alpn| match alpn {
             "h2" => Some(LineProtocol::Http2),
             "http/1.1" => Some(LineProtocol::Http11),
@@ -98,25 +93,17 @@ impl Seen {
             seen.any |= !e.egress.is_empty() || !e.ingress.is_empty();
             let opened = e.socket.connect_start.is_some() || e.socket.established.is_some();
             seen.from_its_start |= opened && !e.egress.is_empty();
-            for piece in &e.egress.pieces {
-                seen.content(&piece.content);
-            }
+            seen.add(e.egress.spoken);
         }
         seen
     }
 
-    fn content(&mut self, content: &Content) {
-        let http = match content {
-            Content::Http1Request { .. } | Content::Http1Response { .. } => LineProtocol::Http11,
-            Content::Http2Preface => LineProtocol::Http2,
-            Content::TlsHandshake | Content::TlsApplicationData => {
-                self.tls = true;
-                return;
-            }
-            Content::Unknown => return,
-        };
+    fn add(&mut self, spoken: Spoken) {
+        self.tls |= spoken.tls;
         // A connection may begin with HTTP/1 and go on as something else; what says most is the latest version.
-        self.http = self.http.max(Some(http));
+        let http1 = (spoken.requests || spoken.responses).then_some(LineProtocol::Http11);
+        let http2 = spoken.preface.then_some(LineProtocol::Http2);
+        self.http = self.http.max(http1).max(http2);
     }
 
     /// Protocol and encryption, with what an access log says of the stream. `None` for a protocol: not a byte was seen, and nobody

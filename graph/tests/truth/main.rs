@@ -4,6 +4,7 @@
 mod check;
 mod multiplexed;
 mod nodes;
+mod parts;
 mod world;
 
 use check::{join, judge};

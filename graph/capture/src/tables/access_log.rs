@@ -5,9 +5,11 @@ use super::{Decoded, Row, decode_rows};
 use crate::column::{
     Column, flag, i64, named, opt_i64, opt_ip, opt_named, opt_text, opt_u16, opt_u32, opt_uuid, text, texts, u64,
 };
+use crate::by_parts::LogOutline;
 use crate::damage::PartError;
+use crate::part::Outlined;
 use crate::table::Table;
-use crate::view::{Interner, View};
+use crate::view::{Interner, Numbers, View};
 use arrow::datatypes::{Int64Type, UInt16Type, UInt32Type, UInt64Type};
 use meshdiff_model::{
     DownstreamDirectRemoteAddr, DownstreamLocalAddr, DownstreamRemoteAddr, DurationNs, HopSide, HopTimings, NodeId,
@@ -40,6 +42,78 @@ fn address(
 
 fn text_id(hop: &HopSide) -> Option<&str> {
     hop.request_id.as_ref().map(|id| &*id.0)
+}
+
+impl Outlined for LogOutline {
+    const COLUMNS: &[&str] = &[
+        "node",
+        "protocol",
+        "access_log_type",
+        "start_time_ns",
+        "time_to_last_rx_byte_ns",
+        "time_to_first_upstream_tx_byte_ns",
+        "time_to_last_upstream_tx_byte_ns",
+        "time_to_first_upstream_rx_byte_ns",
+        "time_to_last_upstream_rx_byte_ns",
+        "time_to_first_downstream_tx_byte_ns",
+        "time_to_last_downstream_tx_byte_ns",
+        "duration_ns",
+        "downstream_direct_remote_ip",
+        "downstream_direct_remote_port",
+    ];
+
+    fn decode(view: &View<'_>, strings: &Interner) -> Result<Decoded<Self>, PartError> {
+        let node = view.text("node")?;
+        let protocol = view.text("protocol")?;
+        let access_log_type = view.text("access_log_type")?;
+        let start_time = view.number::<Int64Type>("start_time_ns")?;
+        let timings = Timings::of(view)?;
+        let direct_remote = view.addr("downstream_direct_remote_ip", "downstream_direct_remote_port")?;
+        Ok(decode_rows(view, |i| {
+            Ok(Self {
+                node: NodeId(strings.get(node.get(i)?)),
+                access_log_type: access_log_type.named(i)?,
+                protocol: protocol.named(i)?,
+                start_time: WallTime(start_time.get(i)?),
+                extent: timings.get(i).extent(),
+                downstream_direct_remote_address: direct_remote.opt(i)?.map(DownstreamDirectRemoteAddr),
+            })
+        }))
+    }
+}
+
+/// The columns of an entry's timings.
+struct Timings<'a>([Numbers<'a, Int64Type>; 8]);
+
+impl<'a> Timings<'a> {
+    fn of(view: &View<'a>) -> Result<Self, PartError> {
+        let timing = |name| view.number::<Int64Type>(name);
+        Ok(Self([
+            timing("time_to_last_rx_byte_ns")?,
+            timing("time_to_first_upstream_tx_byte_ns")?,
+            timing("time_to_last_upstream_tx_byte_ns")?,
+            timing("time_to_first_upstream_rx_byte_ns")?,
+            timing("time_to_last_upstream_rx_byte_ns")?,
+            timing("time_to_first_downstream_tx_byte_ns")?,
+            timing("time_to_last_downstream_tx_byte_ns")?,
+            timing("duration_ns")?,
+        ]))
+    }
+
+    fn get(&self, i: usize) -> HopTimings {
+        let [last_rx, first_upstream_tx, last_upstream_tx, first_upstream_rx, last_upstream_rx, ..] = &self.0;
+        let [.., first_downstream_tx, last_downstream_tx, duration] = &self.0;
+        HopTimings {
+            time_to_last_rx_byte: last_rx.opt(i).map(DurationNs),
+            time_to_first_upstream_tx_byte: first_upstream_tx.opt(i).map(DurationNs),
+            time_to_last_upstream_tx_byte: last_upstream_tx.opt(i).map(DurationNs),
+            time_to_first_upstream_rx_byte: first_upstream_rx.opt(i).map(DurationNs),
+            time_to_last_upstream_rx_byte: last_upstream_rx.opt(i).map(DurationNs),
+            time_to_first_downstream_tx_byte: first_downstream_tx.opt(i).map(DurationNs),
+            time_to_last_downstream_tx_byte: last_downstream_tx.opt(i).map(DurationNs),
+            duration: duration.opt(i).map(DurationNs),
+        }
+    }
 }
 
 impl Row for HopSide {
@@ -131,15 +205,7 @@ impl Row for HopSide {
         let protocol = view.text("protocol")?;
         let access_log_type = view.text("access_log_type")?;
         let start_time = view.number::<Int64Type>("start_time_ns")?;
-        let timing = |name| view.number::<Int64Type>(name);
-        let last_rx = timing("time_to_last_rx_byte_ns")?;
-        let first_upstream_tx = timing("time_to_first_upstream_tx_byte_ns")?;
-        let last_upstream_tx = timing("time_to_last_upstream_tx_byte_ns")?;
-        let first_upstream_rx = timing("time_to_first_upstream_rx_byte_ns")?;
-        let last_upstream_rx = timing("time_to_last_upstream_rx_byte_ns")?;
-        let first_downstream_tx = timing("time_to_first_downstream_tx_byte_ns")?;
-        let last_downstream_tx = timing("time_to_last_downstream_tx_byte_ns")?;
-        let duration = timing("duration_ns")?;
+        let timings = Timings::of(view)?;
         let direct_remote = view.addr("downstream_direct_remote_ip", "downstream_direct_remote_port")?;
         let remote = view.addr("downstream_remote_ip", "downstream_remote_port")?;
         let local = view.addr("downstream_local_ip", "downstream_local_port")?;
@@ -183,16 +249,7 @@ impl Row for HopSide {
                 protocol: protocol.named(i)?,
                 access_log_type: access_log_type.named(i)?,
                 start_time: WallTime(start_time.get(i)?),
-                timings: HopTimings {
-                    time_to_last_rx_byte: last_rx.opt(i).map(DurationNs),
-                    time_to_first_upstream_tx_byte: first_upstream_tx.opt(i).map(DurationNs),
-                    time_to_last_upstream_tx_byte: last_upstream_tx.opt(i).map(DurationNs),
-                    time_to_first_upstream_rx_byte: first_upstream_rx.opt(i).map(DurationNs),
-                    time_to_last_upstream_rx_byte: last_upstream_rx.opt(i).map(DurationNs),
-                    time_to_first_downstream_tx_byte: first_downstream_tx.opt(i).map(DurationNs),
-                    time_to_last_downstream_tx_byte: last_downstream_tx.opt(i).map(DurationNs),
-                    duration: duration.opt(i).map(DurationNs),
-                },
+                timings: timings.get(i),
                 downstream_direct_remote_address: direct_remote.opt(i)?.map(DownstreamDirectRemoteAddr),
                 downstream_remote_address: remote.opt(i)?.map(DownstreamRemoteAddr),
                 downstream_local_address: local.opt(i)?.map(DownstreamLocalAddr),

@@ -2,7 +2,9 @@
 
 use super::{Decoded, Row, decode_rows};
 use crate::column::{Column, flag, instants, named, opt_text, opt_u16, opt_u32, text, u32, u64};
+use crate::by_parts::MessageOutline;
 use crate::damage::PartError;
+use crate::part::Outlined;
 use crate::table::Table;
 use crate::view::{Interner, View};
 use arrow::datatypes::{UInt16Type, UInt32Type, UInt64Type};
@@ -26,12 +28,43 @@ fn content_name(content: &Content) -> &'static str {
     }
 }
 
+impl Outlined for MessageOutline {
+    const COLUMNS: &[&str] = &["cookie", "direction", "seq_start", "seq_end", "content"];
+
+    fn decode(view: &View<'_>, strings: &Interner) -> Result<Decoded<Self>, PartError> {
+        let cookie = view.number::<UInt64Type>("cookie")?;
+        let direction = view.text("direction")?;
+        let seq_start = view.number::<UInt32Type>("seq_start")?;
+        let seq_end = view.number::<UInt32Type>("seq_end")?;
+        let content = view.text("content")?;
+        let untold = strings.get("");
+        let request = Content::Http1Request { method: untold.clone(), path: untold };
+        Ok(decode_rows(view, |i| {
+            Ok(Self {
+                socket: SocketCookie(cookie.get(i)?),
+                direction: direction.named(i)?,
+                seq: SeqRange { start: SeqNo(seq_start.get(i)?), end: SeqNo(seq_end.get(i)?) },
+                content: match content.get(i)? {
+                    UNKNOWN => Content::Unknown,
+                    REQUEST => request.clone(),
+                    RESPONSE => Content::Http1Response { status: 0 },
+                    PREFACE => Content::Http2Preface,
+                    HANDSHAKE => Content::TlsHandshake,
+                    APPLICATION_DATA => Content::TlsApplicationData,
+                    _ => return Err(content.bad()),
+                },
+            })
+        }))
+    }
+}
+
 impl Row for Message {
     const TABLE: Table = Table::Messages;
 
     /// By socket and direction, which is also how they are read: then numbers go on where the row before left off.
     fn arrange(rows: &mut [Self]) {
-        rows.sort_by_key(|m| (m.socket, m.direction));
+        // Rows are large: their keys are sorted, and each row is moved once.
+        rows.sort_by_cached_key(|m| (m.socket, m.direction));
     }
 
     fn columns() -> Vec<Column<Self>> {
