@@ -3,6 +3,8 @@
 use crate::identity::{Authority, Identity};
 use crate::network::{API_SERVER, within};
 use crate::programs;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::Write;
@@ -224,13 +226,31 @@ impl ControlPlane {
 
     /// `meshdiff ARGUMENTS`, as a user, in the cluster's network.
     pub fn meshdiff(&self, program: &Path, user: &str, arguments: &[&str]) -> Ended {
-        let mut command = Command::new(program);
-        command
-            .args(arguments)
-            .env("KUBECONFIG", self.kubeconfig(user))
-            .env_remove("MESHDIFF_TOKEN")
-            .env("HOME", &self.folder);
-        run(command, None)
+        run(self.meshdiff_command(program, user, arguments), None)
+    }
+
+    /// Starts `meshdiff ARGUMENTS`, as a user, in the cluster's network, with a log of this name for all that it says.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn start_meshdiff(&self, program: &Path, user: &str, arguments: &[&str], log: &str) -> Running {
+        let command = self.meshdiff_command(program, user, arguments);
+        Running { child: spawn(command, &self.folder.join(log)), log: self.folder.join(log) }
+    }
+
+    /// Starts `kubectl ARGUMENTS` as the administrator; what it writes to stdout can be read from the child.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn stream(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(self.programs.join("kubectl"));
+        command.args(arguments).env("KUBECONFIG", self.kubeconfig("admin")).env("HOME", &self.folder);
+        within(move || {
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+            ending_with_us(&mut command).spawn().expect("kubectl")
+        })
     }
 
     /// Starts a program in the cluster's network, with a log of this name.
@@ -242,6 +262,16 @@ impl ControlPlane {
         let mut command = Command::new(program);
         command.args(arguments).env("HOME", &self.folder);
         Running { child: spawn(command, &self.folder.join(log)), log: self.folder.join(log) }
+    }
+
+    fn meshdiff_command(&self, program: &Path, user: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig(user))
+            .env_remove("MESHDIFF_TOKEN")
+            .env("HOME", &self.folder);
+        command
     }
 
     /// A folder for what a test needs.
@@ -263,6 +293,55 @@ impl Running {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it has written something.
+    ///
+    /// # Panics
+    /// If it has ended before, or does not within a deadline.
+    #[track_caller]
+    pub fn wait_for(&mut self, words: &str) {
+        let started = Instant::now();
+        while !self.log().contains(words) {
+            let ended = self.child.try_wait().expect("a child");
+            assert!(ended.is_none() || self.log().contains(words), "it ended without {words:?}: {}", self.log());
+            assert!(started.elapsed() < DEADLINE, "it does not say {words:?}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it has ended already.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid")), signal).expect("it runs");
+    }
+
+    /// True if it ended by itself within this time.
+    ///
+    /// # Panics
+    /// If the kernel does not say.
+    pub fn ends_within(&mut self, time: Duration) -> bool {
+        let started = Instant::now();
+        while started.elapsed() < time {
+            if self.child.try_wait().expect("a child").is_some() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    /// Waits for its end; all that it said is in `stderr`.
+    ///
+    /// # Panics
+    /// If it does not end within a deadline.
+    #[track_caller]
+    pub fn ended(mut self) -> Ended {
+        assert!(self.ends_within(DEADLINE), "it does not end: {}", self.log());
+        let code = self.child.wait().expect("its end").code();
+        Ended { code, stdout: String::new(), stderr: self.log() }
     }
 
     /// Kills it, as the kernel does that is out of memory.
@@ -361,7 +440,7 @@ fn run(mut command: Command, input: Option<&str>) -> Ended {
 fn ending_with_us(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec only async-signal-safe calls are allowed; prctl is one.
     unsafe {
-        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Some(nix::sys::signal::Signal::SIGKILL))?));
+        command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Some(Signal::SIGKILL))?));
     }
     command
 }

@@ -1,11 +1,12 @@
 //! A cluster for tests: a real API server on etcd, in a network namespace of its own, with Nodes and Pods that are registered by hand.
 //!
-//! There is no kubelet, no scheduler and no controller: a Pod is what a test says it is. What the API server itself does is real, and that
+//! There is no kubelet, no scheduler and no controller: a Pod is what a test says it is, or what [`kubelet`] makes of it, which stands in for them. What the API server itself does is real, and that
 //! is what meshdiff relies on: authentication, roles, validation of manifests, and the proxy to pods.
 
 pub mod agent;
 pub mod control_plane;
 pub mod identity;
+pub mod kubelet;
 pub mod network;
 pub mod objects;
 pub mod split;

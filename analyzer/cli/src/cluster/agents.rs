@@ -2,6 +2,7 @@
 
 use super::connect::Cluster;
 use super::error::ClusterError;
+use super::record::{MANAGED_BY, MANAGER};
 use crate::args::ClusterArgs;
 use http::HeaderValue;
 use k8s_openapi::api::core::v1::{Pod, Secret};
@@ -10,7 +11,7 @@ use kube::api::ListParams;
 use std::collections::BTreeMap;
 
 /// The labels of the DaemonSet's pods (deploy/).
-pub(super) const LABELS: &str = "app.kubernetes.io/name=meshdiff,app.kubernetes.io/component=agent";
+const LABELS: &str = "app.kubernetes.io/name=meshdiff,app.kubernetes.io/component=agent";
 /// The Secret with the token.
 pub(super) const SECRET: &str = "meshdiff-token";
 /// Instead of the Secret, for who may not read it.
@@ -27,15 +28,22 @@ pub(super) struct Agent {
 }
 
 /// The agents, by node.
-pub(super) async fn list(cluster: &Cluster, args: &ClusterArgs) -> Result<Vec<Agent>, ClusterError> {
-    let namespace = &args.agent_namespace;
-    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
-    let found =
-        cluster.patiently(pods.list(&ListParams::default().labels(LABELS)), "list the agents' pods", namespace).await?;
-    let mut agents: Vec<Agent> = found.items.iter().filter_map(agent).collect();
+pub(super) async fn list(cluster: &Cluster) -> Result<Vec<Agent>, ClusterError> {
+    let agents = find(cluster).await?;
     if agents.is_empty() {
-        return Err(ClusterError::NoAgents { namespace: namespace.clone(), cluster: cluster.name.clone() });
+        let (namespace, cluster) = (cluster.agent_namespace.clone(), cluster.name.clone());
+        return Err(ClusterError::NoAgents { namespace, cluster });
     }
+    Ok(agents)
+}
+
+/// The agents that are installed, by node; none is no error. Those of a recording are its own.
+pub(super) async fn find(cluster: &Cluster) -> Result<Vec<Agent>, ClusterError> {
+    let namespace = &cluster.agent_namespace;
+    let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
+    let params = ListParams::default().labels(&format!("{LABELS},{MANAGED_BY}!={MANAGER}"));
+    let found = cluster.patiently(pods.list(&params), "list the agents' pods", namespace).await?;
+    let mut agents: Vec<Agent> = found.items.iter().filter_map(agent).collect();
     agents.sort_by(|a, b| (&a.node, &a.pod).cmp(&(&b.node, &b.pod)));
     Ok(agents)
 }

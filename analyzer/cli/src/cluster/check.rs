@@ -3,16 +3,16 @@
 use super::agents::{self, Agent};
 use super::connect::Cluster;
 use super::error::{ClusterError, sentence};
+use super::rights::{Right, may};
+use super::sidecars::{Sidecar, sidecars};
 use super::{fetch, istio};
 use crate::args::CheckArgs;
 use crate::check::{Answer, Status, show};
 use crate::exit::Failure;
 use http::HeaderValue;
 use http_body_util::BodyExt;
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Service;
 use kube::Api;
-use kube::api::{ListParams, PostParams};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -52,7 +52,7 @@ async fn look(cluster: &Cluster, args: &CheckArgs) -> Result<Vec<Answer>, Cluste
     let mut answers =
         vec![Answer::good("API server", format!("{} of {}", sentence(&version.git_version), cluster.name))];
     answers.extend(rights(cluster, args).await?);
-    let agents = match agents::list(cluster, &args.of).await {
+    let agents = match agents::list(cluster).await {
         Ok(agents) => agents,
         Err(error @ (ClusterError::NoAgents { .. } | ClusterError::Forbidden { .. })) => {
             answers.push(Answer::bad(
@@ -90,115 +90,47 @@ async fn look(cluster: &Cluster, args: &CheckArgs) -> Result<Vec<Answer>, Cluste
     Ok(answers)
 }
 
-/// What a report needs: verb, resource and subresource, a name, where, and what for.
-struct Right<'a> {
-    verb: &'static str,
-    group: &'static str,
-    resource: &'static str,
-    subresource: Option<&'static str>,
-    name: Option<&'static str>,
-    namespace: Option<&'a str>,
-    purpose: &'static str,
-    needed: bool,
-}
-
 async fn rights(cluster: &Cluster, args: &CheckArgs) -> Result<Vec<Answer>, ClusterError> {
+    const NAME: &str = "your rights";
+    const FIX: &str = "have yourself bound to the roles of deploy/README.md: meshdiff-user where the agents are, meshdiff-viewer where applications are";
     let agents = Some(cluster.agent_namespace.as_str());
-    let of = |verb, resource, subresource, name, namespace, purpose, needed| Right {
+    let of = |verb, resource, subresource, name, namespace, purpose| Right {
         verb,
-        group: "",
         resource,
         subresource,
         name,
         namespace,
         purpose,
-        needed,
     };
+    let applications = args.namespace.as_deref();
+    // The first two are needed, the others are better to have.
     let wanted = [
-        of("list", "pods", None, None, agents, "to find the agents", true),
-        of("get", "pods", Some("proxy"), None, agents, "to ask them", true),
-        of("get", "secrets", None, Some(agents::SECRET), agents, "to have their token (or use --token-file)", false),
-        of(
-            "list",
-            "pods",
-            None,
-            None,
-            args.namespace.as_deref(),
-            "to know who has a sidecar, and for -l and deploy/NAME",
+        (true, of("list", "pods", None, None, agents, "to find the agents")),
+        (true, of("get", "pods", Some("proxy"), None, agents, "to ask them")),
+        (false, of("get", "secrets", None, Some(agents::SECRET), agents, "to have their token (or use --token-file)")),
+        (false, of("list", "pods", None, None, applications, "to know who has a sidecar, and for -l and deploy/NAME")),
+        (
             false,
+            of(
+                "get",
+                "configmaps",
+                None,
+                Some("istio"),
+                Some(args.istio_namespace.as_str()),
+                "to look at Istio's settings",
+            ),
         ),
-        of("get", "configmaps", None, Some("istio"), Some(&args.istio_namespace), "to look at Istio's settings", false),
     ];
     let mut answers = Vec::new();
-    for right in wanted {
-        answers.push(may(cluster, &right).await?);
+    for (needed, right) in wanted {
+        let what = right.what();
+        answers.push(match (may(cluster, &right).await?, needed) {
+            (true, _) => Answer::good(NAME, format!("you may {what}")),
+            (false, true) => Answer::bad(NAME, format!("you may not {what}: {}", right.purpose), FIX),
+            (false, false) => Answer::note(NAME, format!("you may not {what}: {}", right.purpose), FIX),
+        });
     }
     Ok(answers)
-}
-
-async fn may(cluster: &Cluster, right: &Right<'_>) -> Result<Answer, ClusterError> {
-    let review = SelfSubjectAccessReview {
-        spec: SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(ResourceAttributes {
-                verb: Some(right.verb.to_owned()),
-                group: Some(right.group.to_owned()),
-                resource: Some(right.resource.to_owned()),
-                subresource: right.subresource.map(str::to_owned),
-                name: right.name.map(str::to_owned),
-                namespace: right.namespace.map(str::to_owned),
-                ..ResourceAttributes::default()
-            }),
-            ..SelfSubjectAccessReviewSpec::default()
-        },
-        ..SelfSubjectAccessReview::default()
-    };
-    let api: Api<SelfSubjectAccessReview> = Api::all(cluster.client.clone());
-    let answer = cluster.patiently(api.create(&PostParams::default(), &review), "ask what you may do", "").await?;
-    let resource = match (right.subresource, right.name) {
-        (Some(sub), _) => format!("{}/{sub}", right.resource),
-        (None, Some(name)) => format!("{}/{name}", right.resource),
-        (None, None) => right.resource.to_owned(),
-    };
-    let place = right.namespace.map_or_else(|| "all namespaces".to_owned(), |n| format!("the namespace {n}"));
-    let what = format!("{} {resource} in {place}", right.verb);
-    let allowed = answer.status.is_some_and(|s| s.allowed);
-    Ok(if allowed {
-        Answer::good("your rights", format!("you may {what}"))
-    } else {
-        let fix = "have yourself bound to the roles of deploy/README.md: meshdiff-user where the agents are, meshdiff-viewer where applications are";
-        let text = format!("you may not {what}: {}", right.purpose);
-        if right.needed { Answer::bad("your rights", text, fix) } else { Answer::note("your rights", text, fix) }
-    })
-}
-
-/// A pod with a sidecar.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Sidecar {
-    namespace: String,
-    pod: String,
-    node: String,
-}
-
-async fn sidecars(cluster: &Cluster, namespace: Option<&str>) -> Result<BTreeSet<Sidecar>, ClusterError> {
-    let api: Api<Pod> = match namespace {
-        Some(namespace) => Api::namespaced(cluster.client.clone(), namespace),
-        None => Api::all(cluster.client.clone()),
-    };
-    let pods = cluster.patiently(api.list(&ListParams::default()), "list pods", namespace.unwrap_or("")).await?;
-    Ok(pods.items.into_iter().filter_map(sidecar).collect())
-}
-
-/// The sidecar is a container `istio-proxy`, or an init container that stays (Kubernetes' own sidecars).
-fn sidecar(pod: Pod) -> Option<Sidecar> {
-    let running = agents::is_running(&pod);
-    let spec = pod.spec?;
-    let all = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let has = all().any(|c| c.name == "istio-proxy");
-    (has && running).then_some(Sidecar {
-        namespace: pod.metadata.namespace?,
-        pod: pod.metadata.name?,
-        node: spec.node_name?,
-    })
 }
 
 fn coverage(agents: &[Agent], sidecars: &Result<BTreeSet<Sidecar>, ClusterError>) -> Vec<Answer> {
@@ -321,7 +253,7 @@ fn wall_clock_ns() -> i128 {
 }
 
 /// The Service to which sidecars log.
-async fn service(cluster: &Cluster) -> Answer {
+pub(super) async fn service(cluster: &Cluster) -> Answer {
     const NAME: &str = "access log service";
     const APPLY: &str = "apply deploy/ again";
     let namespace = &cluster.agent_namespace;
@@ -419,20 +351,6 @@ mod tests {
         assert!(answers.iter().all(|a| a.status == Status::Good), "{answers:?}");
         let none = coverage(&[agent_on("a")], &Ok(BTreeSet::new()));
         assert!(none.iter().any(|a| a.name == "sidecars" && a.status == Status::Bad), "{none:?}");
-    }
-
-    #[test]
-    fn native_sidecars_count() {
-        let pod = |json| serde_json::from_value::<Pod>(json).expect("a pod");
-        let native = pod(
-            serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "status": {"phase": "Running"},
-            "spec": {"nodeName": "a", "containers": [{"name": "app"}], "initContainers": [{"name": "istio-proxy", "restartPolicy": "Always"}]}}),
-        );
-        assert_eq!(sidecar(native).map(|s| s.pod), Some("p".to_owned()));
-        let plain =
-            pod(serde_json::json!({"metadata": {"name": "p", "namespace": "n"}, "status": {"phase": "Running"},
-            "spec": {"nodeName": "a", "containers": [{"name": "app"}]}}));
-        assert_eq!(sidecar(plain), None);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(super) struct Cluster {
     pub(super) namespace: String,
     /// Where the agents are.
     pub(super) agent_namespace: String,
+    /// The context that was asked for.
+    pub(super) chosen: Option<String>,
 }
 
 impl Cluster {
@@ -55,7 +57,8 @@ impl Cluster {
         let name = context.unwrap_or_else(|| config.cluster_url.to_string());
         let namespace = config.default_namespace.clone();
         let client = Client::try_from(config).map_err(|e| ClusterError::of(e, &name, "connect", &namespace))?;
-        Ok(Self { client, name, namespace, agent_namespace: args.agent_namespace.clone() })
+        let (agent_namespace, chosen) = (args.agent_namespace.clone(), args.context.clone());
+        Ok(Self { client, name, namespace, agent_namespace, chosen })
     }
 
     /// What an error means.

@@ -54,7 +54,7 @@ pub(crate) enum ClusterError {
     },
     /// Nobody to ask.
     #[error(
-        "no agent runs in the namespace {namespace:?} of {cluster}: install meshdiff there (deploy/README.md), name another with --agent-namespace, or record on a node with `meshdiff record`"
+        "no agent runs in the namespace {namespace:?} of {cluster}: install meshdiff there (deploy/README.md), name another with --agent-namespace, record without installing it with `meshdiff record -n NAMESPACE --duration 60s`, or on a node with `meshdiff record`"
     )]
     NoAgents {
         /// Where agents were looked for.
@@ -99,6 +99,14 @@ pub(crate) enum ClusterError {
         /// Where it should be.
         namespace: String,
     },
+    /// It is not there, or no longer.
+    #[error("cannot {verb}: {reason}")]
+    Gone {
+        /// What was to be done.
+        verb: &'static str,
+        /// The API server's words.
+        reason: String,
+    },
     /// A selector that the API server does not understand, and everything else.
     #[error("the API server of {cluster} refuses to {verb}: {reason}")]
     Refused {
@@ -119,6 +127,7 @@ impl ClusterError {
             kube::Error::Api(status) => match status.code {
                 401 => Self::Unauthorized { cluster, reason: sentence(&status.message) },
                 403 => Self::Forbidden { verb, reason: sentence(&status.message), namespace: place(namespace) },
+                404 => Self::Gone { verb, reason: sentence(&status.message) },
                 _ => Self::Refused { cluster, verb, reason: sentence(&status.message) },
             },
             kube::Error::Auth(error) => Self::Credentials(root(&error)),

@@ -11,11 +11,15 @@ mod fetch;
 mod istio;
 mod merge;
 mod progress;
+mod record;
+mod rights;
+mod sidecars;
 mod target;
 mod unpack;
 
 pub(crate) use check::check;
 pub(crate) use merge::together;
+pub(crate) use record::{Recorded, nodes_of, record, recorded};
 pub(crate) use target::{Filter, is_name};
 
 use crate::args::{ClusterArgs, SourceArgs};
@@ -67,7 +71,7 @@ pub(crate) fn gather(args: &SourceArgs) -> Result<Gathered, Failure> {
         };
         let since = args.since.unwrap_or(SINCE);
         let token = agents::token(&cluster, &args.cluster).await?;
-        let found = agents::list(&cluster, &args.cluster).await?;
+        let found = agents::list(&cluster).await?;
         let folder = tempfile::Builder::new()
             .prefix("meshdiff-")
             .tempdir()
@@ -93,11 +97,7 @@ fn namespace(args: &SourceArgs, cluster: &Cluster) -> Option<String> {
 
 /// Runs something that speaks with a cluster, until it is done or Ctrl-C.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?;
+    let runtime = runtime()?;
     let result = runtime.block_on(async {
         tokio::select! {
             result = work => result,
@@ -106,6 +106,11 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
     });
     runtime.shutdown_timeout(Duration::from_secs(2));
     result
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    Ok(runtime.context("cannot start a runtime")?)
 }
 
 /// True if the cluster was named in any way.

@@ -21,6 +21,15 @@ pub(super) enum Scope {
     Named(Kind, String),
 }
 
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Labels(selector) => write!(f, "-l {selector}"),
+            Self::Named(kind, name) => write!(f, "{}/{name}", text_of(*kind)),
+        }
+    }
+}
+
 /// What a name is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -99,6 +108,11 @@ impl Filter {
                 || (self.service.is_some() && end.service == self.service))
     }
 
+    /// True if a pod of the namespace is among what was asked for.
+    pub(super) fn has_pod(&self, name: &str) -> bool {
+        self.pods.contains(name)
+    }
+
     /// As it was asked for.
     pub(crate) fn text(&self) -> &str {
         &self.text
@@ -107,16 +121,10 @@ impl Filter {
 
 /// Finds the pods that were asked for.
 pub(super) async fn resolve(cluster: &Cluster, namespace: &str, scope: &Scope) -> Result<Filter, ClusterError> {
-    let mut filter = Filter { namespace: namespace.to_owned(), ..Filter::default() };
+    let mut filter = Filter { namespace: namespace.to_owned(), text: scope.to_string(), ..Filter::default() };
     let selector = match scope {
-        Scope::Labels(selector) => {
-            filter.text = format!("-l {selector}");
-            selector.clone()
-        }
-        Scope::Named(kind, name) => {
-            filter.text = format!("{}/{name}", text_of(*kind));
-            named(cluster, namespace, *kind, name, &mut filter).await?
-        }
+        Scope::Labels(selector) => selector.clone(),
+        Scope::Named(kind, name) => named(cluster, namespace, *kind, name, &mut filter).await?,
     };
     let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let params = match scope {
