@@ -141,7 +141,15 @@ impl InParts {
     pub(crate) fn step(&mut self, until: Option<MonotonicNs>) -> Step {
         let (places, logs) = self.in_order();
         let mut ground = std::mem::replace(&mut self.ground, empty(&self.clock));
-        let unfinished = |c: &usize| ground.connections[*c].ends().any(|end| !ground.endpoints[end].is_complete());
+        let unfinished = |c: &usize| {
+            let connection = &ground.connections[*c];
+            // Of streams it is not known how many are still to come, only when there can be none.
+            let streams = || {
+                let end = connection.seen(&ground.endpoints).1.offset(self.patience.settles);
+                ground.followed.contains(c) && until.is_some_and(|until| end > until)
+            };
+            connection.ends().any(|end| !ground.endpoints[end].is_complete()) || streams()
+        };
         let unfinished = (0..ground.connections.len()).filter(unfinished).collect();
         ground.unfinished = unfinished;
         let told = places.iter().enumerate().filter_map(|(i, place)| Some((i, *self.told.get(place)?)));
