@@ -57,7 +57,9 @@ impl Output {
     /// Makes it, before anything is asked of a cluster: what cannot be written is not worth recording.
     pub(super) fn create(path: &Path, force: bool) -> anyhow::Result<Self> {
         let context = || format!("cannot write {}", path.display());
-        match fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
+        // What a recording was about to fetch that was killed is nothing.
+        let is_old = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|e| e.file_name() == INCOMING);
+        match fs::read_dir(path).map(|mut entries| entries.all(is_old)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e).with_context(context),
             Ok(true) => {}
@@ -68,6 +70,10 @@ impl Output {
                     path.display()
                 ));
             }
+        }
+        match fs::remove_dir_all(path.join(INCOMING)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).with_context(context),
+            _ => {}
         }
         fs::create_dir_all(path.join(INCOMING)).with_context(context)?;
         Ok(Self { path: path.to_owned(), finished: false })
@@ -227,6 +233,10 @@ mod tests {
         assert!(Output::create(&path, false).map(|_| ()).unwrap_err().to_string().contains("--force"));
         drop(Output::create(&path, true).expect("made"));
         assert!(!path.exists(), "what was not finished left something");
+        // One that was killed has not even that.
+        fs::create_dir_all(path.join(INCOMING).join("node-0")).expect("made");
+        let output = Output::create(&path, false).expect("made");
+        assert_eq!(fs::read_dir(output.incoming()).expect("a folder").count(), 0);
     }
 
     #[test]

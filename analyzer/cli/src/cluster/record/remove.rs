@@ -28,7 +28,7 @@ impl Run<'_> {
         }
         say.status("removing the agents".to_owned());
         let mut trouble = Vec::new();
-        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), self.namespace());
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client.clone(), self.place());
         let params = DeleteParams::default().grace_period(GRACE_SECONDS);
         match stubbornly(|| self.list()).await {
             Ok(there) => {
@@ -38,7 +38,7 @@ impl Run<'_> {
                     async move {
                         let delete = || async {
                             let deleted = pods.delete(&name, params);
-                            gone(self.cluster.patiently(deleted, "delete pods", self.namespace()).await)
+                            gone(self.cluster.patiently(deleted, "delete pods", self.place()).await)
                         };
                         stubbornly(delete).await
                     }
@@ -95,21 +95,21 @@ impl Run<'_> {
 
     /// Removes what a recording's objects hang on.
     pub(super) async fn remove_anchor(&self, name: &str) -> Result<(), ClusterError> {
-        let api: Api<ConfigMap> = Api::namespaced(self.cluster.client.clone(), self.namespace());
+        let api: Api<ConfigMap> = Api::namespaced(self.cluster.client.clone(), self.place());
         let params = DeleteParams::background();
-        gone(self.cluster.patiently(api.delete(name, &params), "delete configmaps", self.namespace()).await)
+        gone(self.cluster.patiently(api.delete(name, &params), "delete configmaps", self.place()).await)
     }
 
     async fn remove_namespace(&self) -> Result<(), ClusterError> {
         let api: Api<Namespace> = Api::all(self.cluster.client.clone());
         let params = DeleteParams::background();
-        gone(self.cluster.patiently(api.delete(self.namespace(), &params), "delete namespaces", "").await)
+        gone(self.cluster.patiently(api.delete(self.place(), &params), "delete namespaces", "").await)
     }
 
     /// What removes everything of this recording, for people.
     fn remedy(&self) -> String {
         if self.namespace_is_ours {
-            format!("`{} delete namespace {}`", self.kubectl(), self.namespace())
+            format!("`{} delete namespace {}`", self.kubectl(), self.place())
         } else {
             self.remedy_for(&self.identity.name)
         }
@@ -117,7 +117,7 @@ impl Run<'_> {
 
     /// What removes everything of a recording, for people.
     pub(super) fn remedy_for(&self, name: &str) -> String {
-        format!("`{} -n {} delete configmap {name}`", self.kubectl(), self.namespace())
+        format!("`{} -n {} delete configmap {name}`", self.kubectl(), self.place())
     }
 
     fn kubectl(&self) -> String {

@@ -50,7 +50,8 @@ impl<'a> Run<'a> {
         Ok(Self { cluster, identity, options, nodes, namespace_is_ours: false, begun: false, pods: BTreeMap::new() })
     }
 
-    pub(super) fn namespace(&self) -> &'a str {
+    /// The namespace of the agents.
+    pub(super) fn place(&self) -> &'a str {
         &self.cluster.agent_namespace
     }
 
@@ -58,7 +59,7 @@ impl<'a> Run<'a> {
     where
         K: kube::Resource<Scope = kube::core::NamespaceResourceScope, DynamicType = ()>,
     {
-        Api::namespaced(self.cluster.client.clone(), self.namespace())
+        Api::namespaced(self.cluster.client.clone(), self.place())
     }
 
     /// Starts an agent on each node. A signal ends it between two questions to the API server, so that it is known what was made.
@@ -70,7 +71,7 @@ impl<'a> Run<'a> {
         self.begun = true;
         let anchor = self.make(anchor, "create configmaps").await.map_err(|error| match error {
             ClusterError::Gone { reason, .. } => {
-                Failure::from(RecordError::NoNamespace { namespace: self.namespace().to_owned(), reason })
+                Failure::from(RecordError::NoNamespace { namespace: self.place().to_owned(), reason })
             }
             other => other.into(),
         })?;
@@ -84,7 +85,7 @@ impl<'a> Run<'a> {
 
     /// Whether everything is allowed that it takes, before anything is made.
     async fn may(&self) -> Result<(), Failure> {
-        let namespace = self.namespace();
+        let namespace = self.place();
         let of = |verb, resource, subresource, name| Right {
             verb,
             resource,
@@ -115,7 +116,7 @@ impl<'a> Run<'a> {
     }
 
     async fn make_namespace(&mut self, interrupts: &mut Interrupts) -> Result<(), Failure> {
-        let name = self.namespace();
+        let name = self.place();
         let api: Api<Namespace> = Api::all(self.cluster.client.clone());
         let started = Instant::now();
         let found = loop {
@@ -155,9 +156,12 @@ impl<'a> Run<'a> {
     async fn alone(&self, ours: &ConfigMap, say: &Say) -> Result<(), Failure> {
         let api: Api<ConfigMap> = self.api();
         let params = ListParams::default().labels(&format!("{}={}", manifest::MANAGED_BY, manifest::MANAGER));
-        let all = self.cluster.patiently(api.list(&params), "list configmaps", self.namespace()).await?;
-        // Both times are the API server's.
-        let key = |map: &ConfigMap| (map.metadata.creation_timestamp.clone(), map.metadata.name.clone());
+        let all = self.cluster.patiently(api.list(&params), "list configmaps", self.place()).await?;
+        // In the order in which the API server made them; its times have whole seconds only.
+        let key = |map: &ConfigMap| {
+            let version = map.metadata.resource_version.as_deref().and_then(|v| v.parse::<u64>().ok());
+            (version, map.metadata.creation_timestamp.clone(), map.metadata.name.clone())
+        };
         let others = all.items.iter().filter(|map| key(map) < key(ours));
         for other in others {
             let data = |name: &str| other.data.as_ref().and_then(|d| d.get(name)).map_or("", String::as_str);
@@ -167,7 +171,7 @@ impl<'a> Run<'a> {
             if left > 0 {
                 let nodes = sentence(data("nodes"));
                 let remedy = self.remedy_for(name);
-                let (namespace, name) = (self.namespace().to_owned(), sentence(name));
+                let (namespace, name) = (self.place().to_owned(), sentence(name));
                 return Err(RecordError::Another { namespace, name, nodes, left, remedy }.into());
             }
             say.line(&format!("Removing what an earlier recording left ({}).", sentence(name)));
@@ -181,7 +185,7 @@ impl<'a> Run<'a> {
         let started = Instant::now();
         loop {
             let found = api.get_opt(istio::SERVICE);
-            let Some(found) = self.cluster.patiently(found, "get services", self.namespace()).await? else {
+            let Some(found) = self.cluster.patiently(found, "get services", self.place()).await? else {
                 self.make(manifest::service(&self.identity, owner), "create services").await?;
                 return Ok(());
             };
@@ -194,7 +198,7 @@ impl<'a> Run<'a> {
                 self.remove_anchor(&earlier.name).await?;
             }
             if started.elapsed() > EARLIER {
-                return Err(RecordError::ServiceStays { namespace: self.namespace().to_owned() }.into());
+                return Err(RecordError::ServiceStays { namespace: self.place().to_owned() }.into());
             }
             interrupts.wait(LOOK).await.map_err(|_| RecordError::EndedEarly)?;
         }
@@ -212,7 +216,7 @@ impl<'a> Run<'a> {
             futures::stream::iter(making).buffer_unordered(AT_ONCE).collect().await;
         for result in made {
             let Err(error) = result else { continue };
-            let namespace = self.namespace().to_owned();
+            let namespace = self.place().to_owned();
             return Err(match error {
                 ClusterError::Forbidden { reason, .. } if reason.contains("violates PodSecurity") => {
                     RecordError::PodSecurity { namespace, reason }.into()
@@ -236,14 +240,14 @@ impl<'a> Run<'a> {
             + serde::de::DeserializeOwned,
     {
         let api: Api<K> = self.api();
-        self.cluster.patiently(api.create(&PostParams::default(), &object), verb, self.namespace()).await
+        self.cluster.patiently(api.create(&PostParams::default(), &object), verb, self.place()).await
     }
 
     /// The pods that are there of this recording.
     pub(super) async fn list(&self) -> Result<Vec<Pod>, ClusterError> {
         let api: Api<Pod> = self.api();
         let params = ListParams::default().labels(&format!("{}={}", manifest::INSTANCE, self.identity.name));
-        Ok(self.cluster.patiently(api.list(&params), "list pods", self.namespace()).await?.items)
+        Ok(self.cluster.patiently(api.list(&params), "list pods", self.place()).await?.items)
     }
 
     /// The state of each node's agent. Of one whose pod is gone that is said.
