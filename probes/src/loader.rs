@@ -372,6 +372,8 @@ impl Probes {
             events: counters.emitted,
             lost_events: counters.lost + counters.untracked,
             skipped_runs: counters.skipped,
+            // Who assembles messages knows.
+            vanished_sockets: 0,
             runs,
             run_time_ns,
         })

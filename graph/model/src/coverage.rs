@@ -42,6 +42,10 @@ pub struct ProbeStats {
     /// its socket's counter. 0 where the kernel does not count them (before Linux 5.12).
     #[serde(default)]
     pub skipped_runs: u64,
+    /// Sockets that the kernel had no more when it was asked for what is open, and whose end was not seen: it was lost. None of them counts as
+    /// closed.
+    #[serde(default)]
+    pub vanished_sockets: u64,
     /// Times that a probe ran, also for sockets that are not watched.
     pub runs: u64,
     /// Time spent inside the probes, in ns, as the kernel counts it (`run_time_ns`; counting itself adds to it). 0 where the kernel does

@@ -274,7 +274,7 @@ fn drain(
         }
         if Instant::now() >= next_stats {
             next_stats += LOOK;
-            let end = KernelEnd { stats: probes.stats().unwrap_or_default(), events: counts };
+            let end = KernelEnd { stats: counted(&probes, &assembler), events: counts };
             drop(to_store.blocking_send(Item::KernelProgress(end)));
         }
         // A ring that was half full is emptied again at once.
@@ -284,7 +284,12 @@ fn drain(
     }
     assembler.finish(&mut batch);
     batch.flush(to_store);
-    KernelEnd { stats: probes.stats().unwrap_or_default(), events: counts }
+    KernelEnd { stats: counted(&probes, &assembler), events: counts }
+}
+
+/// What the probes and the assembly counted.
+fn counted(probes: &Probes, assembler: &Assembler) -> ProbeStats {
+    ProbeStats { vanished_sockets: assembler.stats().vanished_sockets, ..probes.stats().unwrap_or_default() }
 }
 
 fn look(

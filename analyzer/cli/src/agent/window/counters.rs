@@ -56,6 +56,7 @@ impl Counted {
                 events: of(a.probes.events, b.probes.events),
                 lost_events: of(a.probes.lost_events, b.probes.lost_events),
                 skipped_runs: of(a.probes.skipped_runs, b.probes.skipped_runs),
+                vanished_sockets: of(a.probes.vanished_sockets, b.probes.vanished_sockets),
                 runs: of(a.probes.runs, b.probes.runs),
                 run_time_ns: of(a.probes.run_time_ns, b.probes.run_time_ns),
             },
