@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 cargo build --locked -p meshdiff -p meshdiff-lab -p meshdiff-e2e
 cargo build --locked -p meshdiff-probes --example discard --example overhead --example assembly
 cargo build --locked -p meshdiff-als --example throughput --example streams
-cargo build --locked -p meshdiff-capture --example disk
+cargo build --locked -p meshdiff-capture --example disk --example mesh
 tests/lab/setup.sh >/dev/null
 
 echo "== One exchange on one thread (two sends, two readies, two recvs), probes attached against not"
@@ -27,6 +27,21 @@ target/debug/examples/streams 5000 60 || echo "(entries were lost: the two proce
 
 echo "== Access logs: bytes on disk, a synthetic million of requests"
 target/debug/examples/disk 1000000
+
+echo "== A report over so many requests of one node: seconds and memory"
+mesh=$(mktemp -d)
+trap 'rm -rf "$mesh"' EXIT
+for requests in ${REPORT_REQUESTS:-100000 1000000}; do
+	target/debug/examples/mesh "$requests" "$mesh/$requests" 1
+	python3 - "$mesh/$requests/node-a" <<-'PYTHON'
+	import resource, subprocess, sys, time
+	began = time.monotonic()
+	subprocess.run(["target/debug/meshdiff", "report", "--format", "json", "--capture", sys.argv[1]], check=True, stdout=subprocess.DEVNULL)
+	took = time.monotonic() - began
+	used = resource.getrusage(resource.RUSAGE_CHILDREN)
+	print(f"{took:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of CPU, at most {used.ru_maxrss // 1024} MiB resident")
+	PYTHON
+done
 
 echo "== Throughput of the lab at saturation, 64 connections"
 target/debug/overhead "${ROUNDS:-9}"

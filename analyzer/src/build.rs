@@ -2,17 +2,13 @@
 
 use crate::connections::{self, MissingMetrics};
 use crate::findings;
-use crate::report::{
-    Coverage, HopSummary, Part, PartKind, Place, Report, Verdict,
-};
+use crate::report::{Coverage, HopSummary, Part, PartKind, Place, Report, Verdict};
 use crate::request::{AttributedRequest, CoverageClass};
 use crate::rollup;
 use crate::stats::Sample;
 use crate::tally::HopTally;
 use meshdiff_graph::MeshGraph;
-use meshdiff_model::{
-    ClockAnchor, DurationNs, ProbeStats, ProbeTier, UnmatchedReason, WallTime, Workload,
-};
+use meshdiff_model::{ClockAnchor, DurationNs, ProbeStats, ProbeTier, UnmatchedReason, WallTime, Workload};
 use std::collections::BTreeMap;
 
 /// How many entry requests a report shows as waterfalls.

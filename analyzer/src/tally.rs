@@ -170,9 +170,9 @@ enum Id {
 
 impl Id {
     fn of(text: &str) -> Self {
-        let numbers = text.split_once('-').and_then(|(a, b)| {
-            Some((u64::from_str_radix(a, 16).ok()?, u64::from_str_radix(b, 16).ok()?))
-        });
+        let numbers = text
+            .split_once('-')
+            .and_then(|(a, b)| Some((u64::from_str_radix(a, 16).ok()?, u64::from_str_radix(b, 16).ok()?)));
         match numbers {
             Some((a, b)) if Self::Numbers(a, b).text() == text => Self::Numbers(a, b),
             _ => Self::Text(text.into()),

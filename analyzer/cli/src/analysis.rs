@@ -9,7 +9,7 @@ use meshdiff_capture::{Capture, CaptureData};
 use meshdiff_discovery::{Owners, service_of_cluster};
 use meshdiff_graph::lines::MetricsInput;
 use meshdiff_graph::{Directory, HopInput, MeshGraph};
-use meshdiff_model::{AttributionError, Metric as Unmeasured, MonotonicNs, NodeId, ProbeTier, Proxy, WallTime, Workload, WorkloadSource};
+use meshdiff_model::{AttributionError, Metric as Unmeasured, MonotonicNs, NodeId, PodRecord, ProbeTier, Proxy, WallTime, Workload, WorkloadSource};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -54,6 +54,11 @@ impl ByProxies {
             }
         }
         Self(Owners::of(&data.proxies, pods, &logged))
+    }
+
+    /// What proxies say, and what Kubernetes said of its pods; of those whose addresses others claim, too, when they logged.
+    pub(crate) fn logged(proxies: &[Proxy], pods: &[PodRecord], logged: &BTreeMap<NodeId, (WallTime, WallTime)>) -> Self {
+        Self(Owners::of(proxies, pods, logged))
     }
 
     /// Everything that is known.

@@ -7,6 +7,7 @@ mod agent;
 mod analysis;
 mod args;
 mod by;
+mod by_parts;
 mod check;
 mod cluster;
 mod exit;

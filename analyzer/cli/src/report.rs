@@ -2,8 +2,8 @@
 
 use crate::analysis::{Need, analyse};
 use crate::args::{Format, ReportArgs, RequestsArgs};
-use crate::by;
 use crate::exit::Failure;
+use crate::{by, by_parts};
 use crate::store::{self, SummedReport};
 use anyhow::Context;
 use meshdiff_analyzer::{Report, ReportInput};
@@ -18,9 +18,10 @@ use std::path::Path;
 /// `meshdiff report`.
 pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
     let format = format_of(args)?;
-    let (report, meta) = match summed(args)? {
-        Some(SummedReport { report, meta, source }) => (report, self::meta(&meta, &source)),
-        None => joined(args)?,
+    let (report, meta) = match (summed(args)?, in_parts(args)?) {
+        (Some(SummedReport { report, meta, source }), _) => (report, self::meta(&meta, &source)),
+        (None, Some(report)) => report,
+        (None, None) => joined(args)?,
     };
     write(args, format, &report, &meta)
 }
@@ -31,6 +32,19 @@ fn summed(args: &ReportArgs) -> Result<Option<SummedReport>, Failure> {
         Some(store) if !args.join_here && args.by.is_empty() && args.otlp.otlp.is_none() => store::summed(store, &args.source),
         _ => Ok(None),
     }
+}
+
+/// A report over a large capture, if nothing that was asked for needs single requests.
+fn in_parts(args: &ReportArgs) -> Result<Option<(Report, ReportMeta)>, Failure> {
+    let Some(path) = args.source.capture.as_ref().filter(|path| path.join("meta.json").is_file()) else { return Ok(None) };
+    if !args.by.is_empty() || args.otlp.otlp.is_some() {
+        return Ok(None);
+    }
+    let reported = by_parts::report(path, &args.source)?;
+    Ok(reported.map(|by_parts::Reported { report, meta }| {
+        let meta = self::meta(&meta, &format!("capture {}", path.display()));
+        (report, meta)
+    }))
 }
 
 /// A report of requests that are joined here.

@@ -7,8 +7,8 @@ use crate::reader::{Capture, CaptureData, Reading};
 use crate::table::Table;
 use crate::tables::Row;
 use meshdiff_model::{
-    AccessLogType, Content, Direction, DownstreamDirectRemoteAddr, DurationNs, HopProtocol, HopSide, Http2Stream, Message,
-    MonotonicNs, NodeId, SeqRange, SocketCookie, WallTime,
+    AccessLogType, Content, Direction, DownstreamDirectRemoteAddr, DurationNs, HopProtocol, HopSide, Http2Stream,
+    Message, MonotonicNs, NodeId, SeqRange, SocketCookie, WallTime,
 };
 use std::path::{Path, PathBuf};
 

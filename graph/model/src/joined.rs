@@ -39,15 +39,30 @@ pub struct Crossing {
     pub bytes: u32,
 }
 
+/// What the sidecars' logs say of a request on a connection between them that it shared with others, so that nothing else tells: instants
+/// of Envoy's, by its wall clock, on the monotonic clock of its node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoggedCrossing {
+    /// The client's sidecar had encoded the request's head.
+    pub sent: Option<MonotonicNs>,
+    /// The server's sidecar had read it.
+    pub arrived: Option<MonotonicNs>,
+    /// The server's sidecar began to encode the response.
+    pub answered: Option<MonotonicNs>,
+    /// The client's sidecar had parsed its head.
+    pub returned: Option<MonotonicNs>,
+}
+
 /// An attempt upstream that did not give the client its response: the client's sidecar made another one, before or after it.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// What is known of it: everything but the client's loopback. The client's log is the router's own entry of the attempt
     /// (`UpstreamEnd`), where the mesh logs those.
     pub hop: JoinedHop,
-    /// When its first byte was handed to TCP on its S3; of one that never got so far, when S3 began to connect.
+    /// When its first byte was handed to TCP on its S3 (encoded, if S3 is shared); of one that never got so far, when S3 began to connect.
     pub began: Option<MonotonicNs>,
-    /// When the client's sidecar was done with it: the response was ready at S3, S3's end, or the connect's failure.
+    /// When the client's sidecar was done with it: the response was ready at S3 (parsed, if S3 is shared), S3's end, or the connect's
+    /// failure.
     pub ended: Option<MonotonicNs>,
 }
 
@@ -73,6 +88,8 @@ pub struct JoinedHop {
     /// The connection between the sidecars was seen, and carried other requests too: S3 and S4 are found, but no instant on them. What
     /// lies between them is told by the sidecars' logs.
     pub network_by_log: bool,
+    /// What they say of it.
+    pub logged: LoggedCrossing,
     /// S3's connect until its TLS handshake was done, if this request waited for it: start and end.
     pub connection_setup: Option<(MonotonicNs, MonotonicNs)>,
     /// When that connect was done and the TLS handshake could begin.
@@ -114,6 +131,7 @@ impl JoinedHop {
             gave_up: None,
             http2: None,
             network_by_log: false,
+            logged: LoggedCrossing::default(),
             connection_setup: None,
             connected: None,
             abandoned: [None; 2],
@@ -147,10 +165,11 @@ impl JoinedHop {
         let others = self.attempts.iter().map(|a| a.began).collect::<Option<Vec<_>>>()?;
         others.into_iter().chain([self.attempt_began()?]).min()
     }
-    /// When the attempt that this hop tells of began: its first byte was sent on S3, or it began to connect in vain.
+    /// When the attempt that this hop tells of began: its first byte was sent on S3 (encoded, if S3 is shared), or it began to connect in
+    /// vain.
     #[must_use]
     pub fn attempt_began(&self) -> Option<MonotonicNs> {
-        self.request_on(Link::Network).send.or_else(|| {
+        self.request_on(Link::Network).send.or(self.logged.sent).or_else(|| {
             let never_sent = self.client_log.as_ref().is_some_and(|l| l.answered_by_itself());
             self.connection_setup.filter(|_| never_sent).map(|(start, _)| start)
         })

@@ -177,6 +177,15 @@ impl Store {
         if let Some(why) = found.why_not() {
             return Ok(Some(why));
         }
+        #[derive(Deserialize)]
+        struct Stored {
+            rows: u64,
+        }
+        let stored: Vec<Stored> = found.with_summary(cut, |summary| self.json_rows(&summary.stored(), REQUESTS))?;
+        let (there, wanted) = (stored.first().map_or(0, |s| s.rows), found.requests());
+        if there != wanted {
+            return Ok(Some(Why::Incomplete { there, wanted }));
+        }
         let doubts: Vec<Doubts> = found.with_summary(cut, |summary| self.json_rows(&summary.doubts(), REQUESTS))?;
         let doubts = doubts.first().copied().unwrap_or_default();
         Ok((!doubts.none()).then_some(Why::Doubts(doubts)))
@@ -344,6 +353,14 @@ pub enum Why {
         /// How many captures.
         captures: usize,
     },
+    /// Some were deleted, or are not replicated yet.
+    #[error("the store has {there} of the {wanted} requests: some were deleted, or are not replicated yet")]
+    Incomplete {
+        /// How many there are.
+        there: u64,
+        /// How many were stored.
+        wanted: u64,
+    },
     /// Too many captures for one question.
     #[error("{captures} captures are more than one question can name")]
     TooMany {
@@ -372,8 +389,17 @@ impl Found {
     /// How many rows a table has in all captures.
     #[must_use]
     pub fn rows(&self, table: Table) -> u64 {
+        self.count(table.as_str())
+    }
+
+    /// How many rows `requests` should have.
+    fn requests(&self) -> u64 {
+        self.count(REQUESTS)
+    }
+
+    fn count(&self, table: &str) -> u64 {
         let captures = self.groups.iter().flat_map(|(captures, _)| captures);
-        captures.filter_map(|c| c.row.rows.get(table.as_str())).sum()
+        captures.filter_map(|c| c.row.rows.get(table)).sum()
     }
 
     /// Each capture's requests must have been joined with what came before and after it.

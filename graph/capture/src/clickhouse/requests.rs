@@ -2,7 +2,7 @@
 //!
 //! A request between two nodes is recorded by halves. Each node stores its own, with what tells the other node's: the address from which
 //! the client's sidecar connected and the TCP sequence number after the request's last byte, which both ends of that connection count
-//! alike. What a half alone says of the request stands in the same columns as that of a whole one; what it says as a half stands in
+//! alike; where streams share an encrypted connection, the request's id. What a half alone says of the request stands in the same columns as that of a whole one; what it says as a half stands in
 //! those that begin with `half`.
 
 use super::schema::StoreColumn;
@@ -108,8 +108,15 @@ pub struct HalfRow {
     pub client: bool,
     /// The address from which the client's sidecar connected, with its port.
     pub flow: String,
-    /// The TCP sequence numbers after the last byte of the request and of the response on that connection.
-    pub ends: [u32; 2],
+    /// What both halves call the request: that address with the TCP sequence number after the request's last byte; where the connection is
+    /// encrypted and carries several requests at once, with the request's id. Empty if neither is known.
+    pub key: String,
+    /// The connection between the sidecars carries several requests at once: their logs tell what was spent there.
+    pub shared: bool,
+    /// Path, status and sizes, where only these tell requests of one id apart.
+    pub alike: String,
+    /// The TCP sequence number after the response's last byte.
+    pub answer_end: u32,
     /// From the request sent to the response ready at the client's sidecar, or from the request ready to the response sent at the server's.
     pub inside: DurationNs,
     /// What came over the connection (the request here, or the response) was ready all at once.
@@ -161,8 +168,14 @@ pub(crate) fn columns() -> Vec<StoreColumn> {
         column("calls_whole", "Bool", "The calls that its server made meanwhile count with all of their time."),
         column("half", low, "`client` or `server` if another node may have recorded the other half; else empty."),
         column("half_flow", "String", "The address from which the client's sidecar connected; empty if unknown."),
-        column("half_request_end", "UInt32", "TCP sequence number after the request's last byte on that connection."),
-        column("half_answer_end", "UInt32", "The same of the response."),
+        column(
+            "half_key",
+            "String",
+            "What both halves call the request: that address with the TCP sequence number after the request's last byte, or with its id.",
+        ),
+        column("half_shared", "Bool", "The connection is encrypted and carries several requests at once."),
+        column("half_alike", "String", "Path, status and sizes of a request on such a connection."),
+        column("half_answer_end", "UInt32", "TCP sequence number after the response's last byte."),
         column(
             "half_inside_ns",
             "Int64",
@@ -200,10 +213,6 @@ pub(crate) fn batch(boot_id: &str, rows: &[RequestRow]) -> Result<RecordBatch, A
     let half = |r: &RequestRow, of: &dyn Fn(&HalfRow) -> bool| r.half.as_ref().is_some_and(of);
     let number =
         |of: &dyn Fn(&RequestRow) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(rows.iter().map(of))) };
-    let end = |which: usize| -> ArrayRef {
-        let of = |r: &RequestRow| r.half.as_ref().map_or(0, |h| h.ends[which]);
-        Arc::new(UInt32Array::from_iter_values(rows.iter().map(of)))
-    };
     let mut arrays: Vec<ArrayRef> = vec![
         Arc::new(StringArray::from_iter_values(std::iter::repeat_n(boot_id, rows.len()))),
         text(&|r| &r.id),
@@ -233,7 +242,11 @@ pub(crate) fn batch(boot_id: &str, rows: &[RequestRow]) -> Result<RecordBatch, A
         None => "",
     }));
     arrays.push(text(&|r| r.half.as_ref().map_or("", |h| &h.flow)));
-    arrays.extend([end(0), end(1)]);
+    arrays.push(text(&|r| r.half.as_ref().map_or("", |h| &h.key)));
+    arrays.push(flag(&|r| half(r, &|h| h.shared)));
+    arrays.push(text(&|r| r.half.as_ref().map_or("", |h| &h.alike)));
+    let answer_end = |r: &RequestRow| r.half.as_ref().map_or(0, |h| h.answer_end);
+    arrays.push(Arc::new(UInt32Array::from_iter_values(rows.iter().map(answer_end))));
     arrays.push(number(&|r| r.half.as_ref().map_or(0, |h| h.inside.0)));
     arrays.extend([
         flag(&|r| half(r, &|h| h.came_at_once)),
@@ -317,7 +330,10 @@ mod tests {
         let half = HalfRow {
             client: true,
             flow: "10.0.0.1:2".into(),
-            ends: [1, 2],
+            key: "10.0.0.1:2#1".into(),
+            shared: false,
+            alike: String::new(),
+            answer_end: 2,
             inside: DurationNs(3),
             came_at_once: true,
             sent_at_once: false,

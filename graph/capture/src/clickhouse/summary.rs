@@ -256,7 +256,6 @@ impl Summary<'_> {
     /// Each half joined with its other half, if that is there; a request is told by the client's.
     fn joined(&self) -> String {
         let rows = self.rows();
-        let key = "concat(h.half_flow, '#', toString(h.half_request_end))";
         let times: Vec<String> = Segment::ALL
             .into_iter()
             .enumerate()
@@ -281,7 +280,7 @@ impl Summary<'_> {
             either("", "b.name", "a.name", "serving"),
             "a.id AS id".to_owned(),
             either("'full'", "", "a.class", "class"),
-            either("''", "", "a.reason", "reason"),
+            either("if(a.half_shared, 'multiplexed_encrypted', '')", "", "a.reason", "reason"),
             "a.start_ns AS start_ns, a.client AS client".to_owned(),
             either("", "b.server", "a.server", "server"),
             "a.service AS service, a.client_namespace AS client_namespace".to_owned(),
@@ -296,10 +295,10 @@ impl Summary<'_> {
             format!("b.key != '' AND NOT ({CERTAIN}) AS doubtful"),
         ];
         format!(
-            "SELECT {} FROM (SELECT *, if(h.half = 'client' AND h.half_flow != '', {key}, '') AS key FROM ({rows}) AS h) AS a \
-             LEFT ANY JOIN (SELECT *, {key} AS key FROM ({rows}) AS h WHERE h.half = 'server' AND h.half_flow != '') AS b ON a.key = b.key \
-             WHERE NOT (a.half = 'server' AND a.half_flow != '' AND concat(a.half_flow, '#', toString(a.half_request_end)) IN \
-             (SELECT {key} FROM ({rows}) AS h WHERE h.half = 'client' AND h.half_flow != ''))",
+            "SELECT {} FROM (SELECT *, if(h.half = 'client', h.half_key, '') AS key FROM ({rows}) AS h) AS a \
+             LEFT ANY JOIN (SELECT *, h.half_key AS key FROM ({rows}) AS h WHERE h.half = 'server' AND h.half_key != '') AS b ON a.key = b.key \
+             WHERE NOT (a.half = 'server' AND a.half_key != '' AND a.half_key IN \
+             (SELECT h.half_key FROM ({rows}) AS h WHERE h.half = 'client' AND h.half_key != ''))",
             columns.join(", ")
         )
     }
@@ -317,13 +316,18 @@ impl Summary<'_> {
         let within = "h.start_ns >= {since:Int64} AND h.start_ns <= {until:Int64}";
         self.query(format!(
             "SELECT (SELECT countIf(q.doubtful) FROM ({reported}) AS q) AS pairs, \
-             (SELECT count() FROM (SELECT h.half, h.half_flow, h.half_request_end FROM ({rows}) AS h \
-             WHERE h.half != '' AND h.half_flow != '' GROUP BY h.half, h.half_flow, h.half_request_end HAVING count() > 1)) AS several, \
-             (SELECT sum(least(u - c, u - s)) FROM (SELECT h.half_flow, uniqExactIf(h.half_request_end, h.half = 'client') AS c, \
-             uniqExactIf(h.half_request_end, h.half = 'server') AS s, uniqExact(h.half_request_end) AS u FROM ({rows}) AS h \
-             WHERE h.half_flow != '' AND {within} GROUP BY h.half_flow)) AS lonely, \
-             (SELECT count() FROM ({rows}) AS h WHERE h.half != '' AND h.half_flow = '' AND {within}) AS nowhere, ({deep}) AS deep"
+             (SELECT count() FROM (SELECT h.half, h.half_key FROM ({rows}) AS h \
+             WHERE h.half != '' AND h.half_key != '' GROUP BY h.half, h.half_key HAVING count() > 1)) AS several, \
+             (SELECT sum(least(u - c, u - s)) FROM (SELECT h.half_flow, uniqExactIf(h.half_key, h.half = 'client') AS c, \
+             uniqExactIf(h.half_key, h.half = 'server') AS s, uniqExact(h.half_key) AS u FROM ({rows}) AS h \
+             WHERE h.half_key != '' AND {within} GROUP BY h.half_flow)) AS lonely, \
+             (SELECT count() FROM ({rows}) AS h WHERE h.half != '' AND h.half_key = '' AND {within}) AS nowhere, ({deep}) AS deep"
         ))
+    }
+
+    /// How many rows there are of the chosen captures.
+    pub(crate) fn stored(&self) -> Query {
+        self.query(format!("SELECT count() AS rows FROM ({}) AS h", self.rows()))
     }
 
     pub(crate) fn counts(&self) -> Query {
@@ -473,11 +477,11 @@ impl Summary<'_> {
 }
 
 /// A pair of halves adds up to what both would have said together: neither depends on the other.
-const CERTAIN: &str = "a.half_plain AND b.half_plain AND (a.half_came_at_once OR b.half_sent_at_once) \
-     AND (b.half_came_at_once OR a.half_sent_at_once) AND a.half_answer_end = b.half_answer_end \
-     AND (a.half_request_id = b.half_request_id OR a.half_request_id = '' OR b.half_request_id = '') \
+const CERTAIN: &str = "a.half_plain AND b.half_plain AND a.half_shared = b.half_shared AND a.half_alike = b.half_alike \
+     AND (a.half_shared OR ((a.half_came_at_once OR b.half_sent_at_once) AND (b.half_came_at_once OR a.half_sent_at_once) \
+     AND a.half_answer_end = b.half_answer_end)) AND (a.half_request_id = b.half_request_id OR a.half_request_id = '' OR b.half_request_id = '') \
      AND (a.half_method = b.half_method OR a.half_method = '' OR b.half_method = '') \
-     AND a.class = 'partial_client' AND a.reason = 'server_log_missing' \
+     AND a.class = 'partial_client' AND a.reason = if(a.half_shared, 'protocol_not_read', 'server_log_missing') \
      AND b.class = 'partial_server' AND b.reason = 'client_log_missing'";
 
 /// The nearest rank, counted from 1.

@@ -57,7 +57,10 @@ fn halves(i: i64, client: &str, server: &str) -> [RequestRow; 2] {
     let half = |client: bool, inside: i64, list: &[(Segment, i64)], detail| HalfRow {
         client,
         flow: "10.0.0.1:4000".into(),
-        ends: [7_000 + u32::try_from(i).expect("small"), 9_000],
+        key: format!("10.0.0.1:4000#{}", 7_000 + i),
+        shared: false,
+        alike: String::new(),
+        answer_end: 9_000,
         inside: DurationNs(inside),
         came_at_once: true,
         sent_at_once: false,
@@ -199,7 +202,7 @@ fn doubts(server: &super::Server, a: &Path, b: &Path) {
     let pair = Doubts { pairs: 1, ..Doubts::default() };
     assert_eq!(doubts("pieces", &|ours, _| half(&mut ours[3], &|h| h.plain = false)), pair);
     assert_eq!(doubts("ids", &|_, theirs| half(&mut theirs[3], &|h| h.request_id = Some("x".into()))), pair);
-    assert_eq!(doubts("answers", &|_, theirs| half(&mut theirs[3], &|h| h.ends[1] = 1)), pair);
+    assert_eq!(doubts("answers", &|_, theirs| half(&mut theirs[3], &|h| h.answer_end = 1)), pair);
     assert_eq!(doubts("late", &|ours, _| half(&mut ours[3], &|h| h.came_at_once = false)), pair);
     let several = doubts("several", &|ours, _| {
         let again = ours[3].clone();
@@ -211,7 +214,7 @@ fn doubts(server: &super::Server, a: &Path, b: &Path) {
         theirs.remove(5);
     });
     assert_eq!((lonely.lonely, lonely.pairs), (1, 0));
-    let nowhere = doubts("nowhere", &|ours, _| half(&mut ours[1], &|h| h.flow = String::new()));
+    let nowhere = doubts("nowhere", &|ours, _| half(&mut ours[1], &|h| h.key = String::new()));
     assert_eq!(nowhere.nowhere, 1);
 }
 
