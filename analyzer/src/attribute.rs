@@ -69,7 +69,8 @@ fn client_proxy(
         return answered_by_client_proxy(split, hop, there, back);
     }
     let (Some(sent), Some(answered)) = (request.send, response.ready) else {
-        if let (Some(sent), Some(end)) = (request.send, hop.abandoned[0]) {
+        if let (Some(sent), Some(end)) = (request.send.or(hop.logged.sent), hop.abandoned[0]) {
+            let sent = sent.max(there);
             let (split, first) = until_sent(split, hop, there, sent);
             let split = split.add(Segment::ClientSidecar, back - end, Evidence::Kernel);
             let split = waits::of_proxy(split, hop, Segment::ClientSidecar, Link::ClientLoopback, first, None);
@@ -116,10 +117,11 @@ fn until_sent(
         return (split.add(Segment::Unattributed, sent - there, Evidence::Bound), None);
     };
     let (split, setup) = connection_setup(split, hop);
-    let split = split.add(Segment::ClientSidecar, (first - there) - setup, Evidence::Kernel);
+    let evidence = if hop.network_by_log { Evidence::Als } else { Evidence::Kernel };
+    let split = split.add(Segment::ClientSidecar, (first - there) - setup, evidence);
     // Of hedges the first can be the one that is answered.
     let retry = sent - first;
-    (if retry.0 > 0 { split.add(Segment::Retry, retry, Evidence::Kernel) } else { split }, Some(first))
+    (if retry.0 > 0 { split.add(Segment::Retry, retry, evidence) } else { split }, Some(first))
 }
 
 /// From the request ready at S2 to the response that the client's proxy made by itself sent there.
@@ -262,7 +264,16 @@ fn server_by_log(split: AttributionBuilder, hop: &JoinedHop, round_trip: Duratio
     let Some(served) = log.timings.time_to_first_downstream_tx_byte.or_else(|| log.timings.extent()) else {
         return split;
     };
-    let split = split.add(Segment::Network, round_trip - served, Evidence::Bound);
+    server_half_by_log(split.add(Segment::Network, round_trip - served, Evidence::Bound), hop, log, served)
+}
+
+/// Splits what the server's sidecar's log says that it `served` of a request.
+fn server_half_by_log(
+    split: AttributionBuilder,
+    hop: &JoinedHop,
+    log: &HopSide,
+    served: DurationNs,
+) -> AttributionBuilder {
     let (request, response) = (hop.request_on(Link::ServerLoopback), hop.response_on(Link::ServerLoopback));
     if let (Some(sent), Some(answered)) = (request.send, response.ready) {
         // Beyond the proxy there are instants again: a span of its clock less one of the kernel's, on one machine.
@@ -305,9 +316,13 @@ fn retries_known(hop: &JoinedHop) -> bool {
 }
 
 /// The split of the server's half of an attempt alone, from the request ready at S4 to the response sent there; `None` if it was not
-/// seen.
+/// seen. On a shared connection it is what the server's log tells of it.
 #[must_use]
 pub(crate) fn attribute_server(hop: &JoinedHop) -> Option<Attribution> {
+    if let (true, Some(log)) = (hop.network_by_log, &hop.server_log) {
+        let served = log.timings.time_to_first_downstream_tx_byte?;
+        return server_half_by_log(Attribution::of(served), hop, log, served).rest_unattributed().build().ok();
+    }
     let (there, back) = (hop.request_on(Link::Network).ready?, hop.response_on(Link::Network).send?);
     server_proxy(Attribution::of(back - there), hop, there, back).rest_unattributed().build().ok()
 }

@@ -69,6 +69,8 @@ struct TryLine<'a> {
     reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sockets: Option<Sockets<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crossings: Option<Crossings<'a>>,
 }
 
 /// The server's half of an attempt.
@@ -95,6 +97,10 @@ fn try_lines(r: &AttributedRequest, instants: bool) -> Vec<TryLine<'_>> {
             server: one.server.as_ref().map(|split| ServerHalf { total_ns: split.total(), segments: split.segments() }),
             reason: one.reason,
             sockets: instants.then_some(Sockets(2, &one.sockets)),
+            crossings: instants.then(|| Crossings {
+                request: Links::beyond_client(&one.request_crossings),
+                response: Links::beyond_client(&one.response_crossings),
+            }),
         }
     };
     (0..r.tries.len()).map(line).collect()
@@ -182,14 +188,20 @@ struct Crossings<'a> {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Links<'a> {
-    client_loopback: CrossingLine<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_loopback: Option<CrossingLine<'a>>,
     network: CrossingLine<'a>,
     server_loopback: CrossingLine<'a>,
 }
 
 impl<'a> Links<'a> {
     fn of([a, b, c]: &'a [Crossing; 3]) -> Self {
-        Self { client_loopback: CrossingLine(a), network: CrossingLine(b), server_loopback: CrossingLine(c) }
+        Self { client_loopback: Some(CrossingLine(a)), network: CrossingLine(b), server_loopback: CrossingLine(c) }
+    }
+
+    /// An attempt's, which has no loopback of the client's.
+    fn beyond_client([b, c]: &'a [Crossing; 2]) -> Self {
+        Self { client_loopback: None, network: CrossingLine(b), server_loopback: CrossingLine(c) }
     }
 }
 

@@ -109,7 +109,11 @@ pub(super) fn first_sent(hop: &JoinedHop) -> Option<DurationNs> {
     if usize::try_from(log.upstream_request_attempt_count?).ok()? != hop.attempts.len() + 1 {
         return None;
     }
-    let encoded = |attempt: &HopSide| Some(since(log, attempt) + attempt.timings.time_to_first_upstream_tx_byte?);
+    // What was never sent began with the connect that failed, as an attempt does.
+    let encoded = |attempt: &HopSide| match attempt.timings.time_to_first_upstream_tx_byte {
+        None if attempt.answered_by_itself() => Some(since(log, attempt)),
+        mark => Some(since(log, attempt) + mark?),
+    };
     let others = hop.attempts.iter().map(|a| encoded(a.hop.client_log.as_deref()?)).collect::<Option<Vec<_>>>()?;
     others.into_iter().chain([own]).min()
 }

@@ -51,6 +51,8 @@ pub struct TryLine {
     pub reason: Option<String>,
     #[serde(default)]
     pub sockets: BTreeMap<String, SocketLine>,
+    #[serde(default)]
+    pub crossings: Crossings,
 }
 
 /// The server's half of an attempt.
@@ -94,7 +96,7 @@ pub struct SocketLine {
 }
 
 /// The way there and back, by connection.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[expect(missing_docs, reason = "the contract of the command names and explains every field")]
 pub struct Crossings {
     #[serde(default)]

@@ -18,6 +18,9 @@ pub const LOADGEN: &str = "loadgen";
 /// The pod and service of the protocol workloads.
 pub const ECHO: &str = "echo";
 
+/// The version of the echo that only some routes of trouble lead to.
+const OTHER_ECHO: &str = "v2";
+
 /// What Istio takes a port for, by its name's prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PortProtocol {
@@ -67,6 +70,10 @@ impl ServicePort {
     pub const POOL: Self = Self::new(8022, "http-pool", PortProtocol::Http);
     /// A new connection for each request of a sidecar.
     pub const FRESH: Self = Self::new(8023, "http-fresh", PortProtocol::Http);
+    /// As [`Self::TROUBLE`], with HTTP/2 between the sidecars and to the application.
+    pub const HTTP2_TROUBLE: Self = Self::new(8024, "http2-trouble", PortProtocol::Http2);
+    /// The same with routers that do not log attempts.
+    pub const HTTP2_QUIET: Self = Self::new(8025, "http2-quiet", PortProtocol::Http2);
     /// Bytes that come back.
     pub const TCP_ECHO: Self = Self::new(9000, "tcp-echo", PortProtocol::Tcp);
     /// A server that speaks first.
@@ -76,13 +83,19 @@ impl ServicePort {
 
     /// Whether sidecars have trouble there on purpose.
     pub fn is_of_trouble(self) -> bool {
-        [Self::TROUBLE, Self::QUIET, Self::POOL, Self::FRESH].contains(&self)
+        let http1 = [Self::TROUBLE, Self::QUIET, Self::POOL, Self::FRESH].contains(&self);
+        http1 || [Self::HTTP2_TROUBLE, Self::HTTP2_QUIET].contains(&self)
+    }
+
+    /// Whether the routers of sidecars log attempts there.
+    pub fn logs_attempts(self) -> bool {
+        self.is_of_trouble() && ![Self::QUIET, Self::HTTP2_QUIET].contains(&self)
     }
 
     /// The ports that the protocol workloads need, in order of their numbers.
     pub fn of(workloads: &[Workload]) -> Vec<Self> {
         let any = |list: &[Workload]| list.iter().any(|workload| workloads.contains(workload));
-        let ports: [(Self, &[Workload]); 12] = [
+        let ports: [(Self, &[Workload]); 14] = [
             (Self::HTTP, &[Workload::Bodies, Workload::Websocket, Workload::Scenarios]),
             (Self::HTTP2, &[Workload::Http2, Workload::Scenarios]),
             (Self::HTTP2_NARROW, &[Workload::Http2]),
@@ -92,6 +105,8 @@ impl ServicePort {
             (Self::QUIET, &[Workload::Trouble]),
             (Self::POOL, &[Workload::Trouble]),
             (Self::FRESH, &[Workload::Trouble]),
+            (Self::HTTP2_TROUBLE, &[Workload::Trouble]),
+            (Self::HTTP2_QUIET, &[Workload::Trouble]),
             (Self::TCP_ECHO, &[Workload::Tcp]),
             (Self::TCP_GREETING, &[Workload::Tcp]),
             (Self::TCP_TLS, &[Workload::Tls]),
@@ -225,6 +240,11 @@ impl Pod {
     pub fn spiffe_id(&self) -> String {
         spiffe_id(self.app)
     }
+
+    /// Whether it is the echo that only some routes of trouble lead to.
+    pub fn is_other_echo(&self) -> bool {
+        self.app == ECHO && self.version == OTHER_ECHO
+    }
 }
 
 /// 64-bit FNV-1a: stable across builds, which `DefaultHasher` does not promise.
@@ -271,13 +291,20 @@ impl Topology {
         if !ports.is_empty() {
             add(ECHO, "v1", &[]);
         }
+        if settings.workloads.contains(&Workload::Trouble) {
+            add(ECHO, OTHER_ECHO, &[]);
+        }
         let names: &[&str] = if bookinfo { &["productpage", "details", "reviews", "ratings"] } else { &[] };
         let names = names.iter().copied().chain((!ports.is_empty()).then_some(ECHO));
         let service = |(i, name): (usize, &'static str)| Service {
             name,
             app: name,
             vip: Some(settings.subnet.vip(10 + i as u8).into()),
-            endpoints: pods.iter().filter(|pod| pod.app == name).map(|pod| pod.ip.into()).collect(),
+            endpoints: pods
+                .iter()
+                .filter(|pod| pod.app == name && !pod.is_other_echo())
+                .map(|pod| pod.ip.into())
+                .collect(),
             ports: if name == ECHO { ports.clone() } else { vec![ServicePort::BOOKINFO] },
             meshed: true,
         };

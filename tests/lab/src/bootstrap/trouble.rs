@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::clusters::{fixed, http_options, outbound_name, secure};
 use super::{Parts, extension};
-use crate::topology::{Service, ServicePort};
+use crate::topology::{PortProtocol, Service, ServicePort};
 
 /// How long an attempt may take where attempts are limited, in milliseconds.
 pub const TRY_MS: u64 = 120;
@@ -32,6 +32,8 @@ pub(super) fn routes(service: &Service, port: ServicePort) -> Option<Value> {
         return None;
     }
     let main = outbound_name(service, port);
+    // Cases of HTTP/2 are named so.
+    let lead = if port.protocol == PortProtocol::Http2 { "/h2-" } else { "/" };
     let seconds = |ms: u64| format!("{}.{:03}s", ms / 1_000, ms % 1_000);
     let retry = |more: Value| {
         let mut policy = json!({
@@ -43,25 +45,38 @@ pub(super) fn routes(service: &Service, port: ServicePort) -> Option<Value> {
         policy
     };
     let per_try = || json!({ "per_try_timeout": seconds(TRY_MS) });
-    let route = |prefix: &str, cluster: &str, more: Value| {
+    let route_of = |prefix: &str, cluster: &str, more: Value| {
         let mut to = json!({ "cluster": cluster, "timeout": "0s" });
         merge(&mut to, more);
         json!({ "name": prefix, "match": { "prefix": prefix }, "route": to })
     };
+    let route = |prefix: &str, cluster: &str, more: Value| route_of(&format!("{lead}{prefix}"), cluster, more);
+    // Statuses of gRPC on which Istio retries by default.
+    let calls = retry(json!({ "retry_on": "connect-failure,refused-stream,unavailable,cancelled" }));
+    let elsewhere = retry(json!({
+        "retry_host_predicate": [extension(
+            "envoy.retry_host_predicates.previous_hosts",
+            "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+            json!({}),
+        )],
+        "host_selection_retry_max_attempts": "5",
+    }));
     let hedge = json!({
         "retry_policy": retry(json!({ "num_retries": 1, "per_try_timeout": seconds(TRY_MS) })),
         "hedge_policy": { "hedge_on_per_try_timeout": true },
         "timeout": "5s",
     });
     Some(json!([
-        route("/retry-", &main, json!({ "retry_policy": retry(json!({})) })),
-        route("/try-timeout", &main, json!({ "retry_policy": retry(per_try()) })),
-        route("/hedge-", &main, hedge),
-        route("/timeout", &main, json!({ "timeout": seconds(TIMEOUT_MS) })),
-        route("/no-host", &special(service, port, "nobody"), json!({})),
-        route("/refused", &special(service, port, "refused"), json!({})),
-        route("/half-refused", &special(service, port, "half"), json!({ "retry_policy": retry(json!({})) })),
-        route("/", &main, json!({})),
+        route("retry-", &main, json!({ "retry_policy": retry(json!({})) })),
+        route("try-timeout", &main, json!({ "retry_policy": retry(per_try()) })),
+        route("hedge-", &main, hedge),
+        route("timeout", &main, json!({ "timeout": seconds(TIMEOUT_MS) })),
+        route("no-host", &special(service, port, "nobody"), json!({})),
+        route("refused", &special(service, port, "refused"), json!({})),
+        route("half-refused", &special(service, port, "half"), json!({ "retry_policy": retry(json!({})) })),
+        route("other-host", &special(service, port, "all"), json!({ "retry_policy": elsewhere })),
+        route_of("/lab.Echo/", &main, json!({ "retry_policy": calls })),
+        route_of("/", &main, json!({})),
     ]))
 }
 
@@ -72,14 +87,23 @@ pub(super) fn clusters(parts: &Parts<'_>, service: &Service) -> Vec<Value> {
     let of = |port: ServicePort| {
         let open = service.endpoints.iter().map(|ip| (ip.to_string(), port.number));
         let half: Vec<_> = [closed.clone()].into_iter().chain(open).collect();
-        let plain = || http_options(json!({ "http_protocol_options": {} }));
-        let mut half = fixed(&special(service, port, "half"), &half, plain());
-        half["lb_policy"] = json!("ROUND_ROBIN");
-        secure(parts, service, port, &mut half);
+        let pods = parts.topology.pods.iter().filter(|pod| pod.app == service.app);
+        let all: Vec<_> = pods.map(|pod| (pod.ip.to_string(), port.number)).collect();
+        let plain = || match port.protocol {
+            PortProtocol::Http2 => http_options(json!({ "http2_protocol_options": {} })),
+            PortProtocol::Http | PortProtocol::Tcp => http_options(json!({ "http_protocol_options": {} })),
+        };
+        let in_turn = |subset: &str, hosts: &[(String, u16)]| {
+            let mut cluster = fixed(&special(service, port, subset), hosts, plain());
+            cluster["lb_policy"] = json!("ROUND_ROBIN");
+            secure(parts, service, port, &mut cluster);
+            cluster
+        };
         [
             fixed(&special(service, port, "nobody"), &[], plain()),
             fixed(&special(service, port, "refused"), std::slice::from_ref(&closed), plain()),
-            half,
+            in_turn("half", &half),
+            in_turn("all", &all),
         ]
     };
     ports.flat_map(of).collect()
@@ -112,7 +136,7 @@ pub(super) fn amend_outbound(port: ServicePort, log: Value, manager: &mut Value)
         let lua = json!({ "default_source_code": { "inline_string": LUA } });
         filters.insert(1, extension("envoy.filters.http.lua", "envoy.extensions.filters.http.lua.v3.Lua", lua));
     }
-    if port != ServicePort::QUIET {
+    if port.logs_attempts() {
         amend_router(log, manager);
     }
 }
@@ -124,7 +148,7 @@ pub(super) fn amend_inbound(port: ServicePort, log: Value, manager: &mut Value) 
     }
     let abort = json!({ "abort": { "header_abort": {}, "percentage": { "numerator": 100 } } });
     merge(&mut manager["typed_config"]["http_filters"][0]["typed_config"], abort);
-    if port != ServicePort::QUIET {
+    if port.logs_attempts() {
         amend_router(log, manager);
     }
 }

@@ -10,6 +10,9 @@ use crate::truth::{Doing, Nonce, Wait};
 /// The header that carries an [`Ask`] as JSON.
 pub const ASK: &str = "x-lab-ask";
 
+/// By which a sidecar tells its server which attempt it is.
+pub const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
+
 /// The header by which a server says which attempt it answers.
 pub const ATTEMPT: &str = "x-lab-attempt";
 
@@ -103,7 +106,7 @@ pub struct Ask {
     pub response: Flow,
     /// How long to wait between request and response, in nanoseconds.
     pub think_ns: u64,
-    /// HTTP/1: what becomes of a sidecar's first attempts.
+    /// What becomes of a sidecar's first attempts.
     pub fail: Option<Fail>,
     /// A wait while reading the request's body.
     pub read_pause: Option<Pause>,
@@ -137,9 +140,9 @@ pub struct Fail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Failing {
-    /// With a 503.
+    /// With a 503; a gRPC call with UNAVAILABLE.
     Status,
-    /// The connection is closed instead of an answer.
+    /// The connection is closed instead of an answer; of HTTP/2, the stream is reset.
     Close,
     /// It takes so long instead of `thinkNs`.
     Slow {
@@ -212,6 +215,12 @@ impl Ask {
     pub fn header(&self) -> String {
         // Serialising strings and numbers into memory does not fail.
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// How this attempt is to fail, if it is.
+    pub fn failing(&self, attempt: Option<u32>) -> Option<Failing> {
+        let fail = self.fail.filter(|fail| attempt.is_some_and(|n| n <= fail.first));
+        fail.map(|fail| fail.how)
     }
 
     /// From the header's value; what is no ask asks for nothing.

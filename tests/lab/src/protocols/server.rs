@@ -11,7 +11,7 @@ use super::{h2, opaque, tls};
 use crate::app::accept_forever;
 use crate::clock::tighten_timers;
 use crate::logbook::Logbook;
-use crate::topology::ServicePort;
+use crate::topology::{PortProtocol, ServicePort};
 use crate::truth::{ExchangeRecord, Protocol, Record};
 
 /// What all connections share.
@@ -86,8 +86,8 @@ fn serve_port(
     tls: Option<tls::Context>,
 ) -> io::Result<()> {
     match port {
-        ServicePort::HTTP2 | ServicePort::GRPC => h2::server::serve(listener, shared, h2::Windows::default()),
         ServicePort::HTTP2_NARROW => h2::server::serve(listener, shared, h2::Windows::NARROW),
+        port if port.protocol == PortProtocol::Http2 => h2::server::serve(listener, shared, h2::Windows::default()),
         ServicePort::TCP_ECHO => accept_forever(&listener, &shared, opaque::serve_echo),
         ServicePort::TCP_GREETING => accept_forever(&listener, &shared, opaque::serve_greeting),
         ServicePort::TCP_TLS => match tls {

@@ -212,7 +212,12 @@ pub(super) fn on_this_thread<T>(work: impl Future<Output = io::Result<T>>) -> io
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
-fn in_turn(place: &Place, port: ServicePort, windows: Windows, all: &[Exchange]) -> io::Result<Vec<ExchangeRecord>> {
+pub(super) fn in_turn(
+    place: &Place,
+    port: ServicePort,
+    windows: Windows,
+    all: &[Exchange],
+) -> io::Result<Vec<ExchangeRecord>> {
     on_this_thread(async {
         let client = Client::open(&place.to(port), windows).await?;
         let mut records = Vec::new();
@@ -224,7 +229,7 @@ fn in_turn(place: &Place, port: ServicePort, windows: Windows, all: &[Exchange])
 }
 
 /// Each inner list on a connection of its own, everything at once.
-fn at_once(
+pub(super) fn at_once(
     place: &Place,
     port: ServicePort,
     windows: Windows,

@@ -6,6 +6,7 @@ mod long_lived;
 mod opaque;
 mod scenarios;
 mod trouble;
+mod trouble_http2;
 
 use std::io;
 
@@ -92,5 +93,5 @@ pub struct Case {
 /// All cases, in the order in which they run.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     let plain = http1::CASES.iter().chain(http2::CASES).chain(opaque::CASES).chain(long_lived::CASES);
-    plain.chain(scenarios::CASES).chain(trouble::CASES)
+    plain.chain(scenarios::CASES).chain(trouble::CASES).chain(trouble_http2::CASES)
 }

@@ -1,5 +1,5 @@
 //! Requests that do not go straight: retried, hedged, given up by a sidecar, refused, and held up in one place. What becomes of each is in
-//! `tests/e2e/tests/trouble.rs`.
+//! `tests/e2e/tests/trouble/`.
 
 use std::io;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const fn case(name: &'static str, about: &'static str, round: super::Round) -> C
     Case { name, workload: Workload::Trouble, status: Some(200), about, only_if_named: false, round }
 }
 
-const fn refused(status: u16, case: Case) -> Case {
+pub(super) const fn refused(status: u16, case: Case) -> Case {
     Case { status: Some(status), ..case }
 }
 
@@ -102,7 +102,7 @@ fn get(case: &str) -> Exchange {
     Exchange::get(case)
 }
 
-fn failing(case: &str, first: u32, how: Failing) -> Exchange {
+pub(super) fn failing(case: &str, first: u32, how: Failing) -> Exchange {
     let ask = Ask { fail: Some(Fail { first, how }), ..get(case).ask };
     Exchange { ask: Ask { response: Flow::of(1, 64), ..ask }, ..get(case) }
 }
@@ -112,7 +112,7 @@ fn slow(case: &str, first: u32, ms: u64) -> Exchange {
     failing(case, first, Failing::Slow { ns: ms * MS })
 }
 
-fn each(place: &Place, port: ServicePort, all: &[Exchange]) -> io::Result<Vec<ExchangeRecord>> {
+pub(super) fn each(place: &Place, port: ServicePort, all: &[Exchange]) -> io::Result<Vec<ExchangeRecord>> {
     let mut records = Vec::new();
     for what in all {
         records.push(Connection::open(&place.to(port))?.exchange(what).0);

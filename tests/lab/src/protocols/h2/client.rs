@@ -12,7 +12,7 @@ use super::Windows;
 use super::message::{Notes, Receiver, grpc_status, large_fields, send_flow, send_message};
 use super::tap::{Tap, Tracks};
 use crate::hop::{NONCE, REQUEST_ID};
-use crate::protocols::ask::{ASK, Ask, Flow, Id, Pause};
+use crate::protocols::ask::{ASK, ATTEMPT, Ask, Flow, Id, Pause};
 use crate::protocols::http1::client::{GIVE_UP, To};
 use crate::topology::LOADGEN;
 use crate::truth::{ExchangeRecord, Leg, Nonce, Protocol, Role, Sockets};
@@ -174,18 +174,20 @@ impl Client {
             let response = response.await?;
             let status = response.status().as_u16();
             let in_head = grpc_status(response.headers());
+            let attempt = response.headers().get(ATTEMPT).and_then(|value| value.to_str().ok()?.parse().ok());
             let mut receiver = Receiver::new(response.into_body(), what.grpc);
             while receiver.receive(what.read_pause, received).await? {
                 if what.give_up_after.is_some_and(|most| receiver.bytes >= most) {
-                    return Ok((status, in_head, true));
+                    return Ok((status, in_head, attempt, true));
                 }
             }
             let trailers = receiver.trailers().await?;
-            Ok::<_, h2::Error>((status, trailers.as_ref().and_then(grpc_status).or(in_head), false))
+            Ok::<_, h2::Error>((status, trailers.as_ref().and_then(grpc_status).or(in_head), attempt, false))
         };
         let (sent, answered) = tokio::join!(sending, receiving);
-        let (status, grpc_status, gave_up) = answered?;
-        (record.status, record.grpc_status, record.gave_up) = (Some(status), grpc_status, gave_up);
+        let (status, grpc_status, attempt, gave_up) = answered?;
+        (record.status, record.grpc_status) = (Some(status), grpc_status);
+        (record.attempt, record.gave_up) = (attempt, gave_up);
         if gave_up {
             body.send_reset(h2::Reason::CANCEL);
             return Ok(());

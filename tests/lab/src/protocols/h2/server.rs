@@ -15,9 +15,12 @@ use super::message::{Notes, Receiver, large_fields, send_flow, send_message};
 use super::tap::{Tap, Tracks};
 use crate::clock::MonotonicNs;
 use crate::hop::{NONCE, REQUEST_ID};
-use crate::protocols::ask::{ASK, Ask, Pause};
+use crate::protocols::ask::{ASK, ATTEMPT, ATTEMPT_COUNT, Ask, Failing, Pause};
 use crate::protocols::server::Shared;
 use crate::truth::{Doing, ExchangeRecord, Leg, Protocol, Role, Sockets};
+
+/// gRPC's status of a server that may answer the next time.
+const GRPC_UNAVAILABLE: u16 = 14;
 
 /// How long the end of a response may take to leave.
 const LEAVING: Duration = Duration::from_secs(5);
@@ -86,6 +89,7 @@ async fn stream_of(
         stream: Some(stream),
         method: request.method().to_string(),
         path: request.uri().path().to_owned(),
+        attempt: field(ATTEMPT_COUNT).and_then(|text| text.parse().ok()),
         ..ExchangeRecord::begin(Role::Server, &shared.workload, (&ask.case, nonce), protocol, sockets)
     };
     let mut notes = [Notes::default(), Notes::default()];
@@ -117,19 +121,31 @@ async fn answer(
     [received, sent]: &mut [Notes; 2],
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut receiver = Receiver::new(request.into_body(), grpc);
-    let status = ask.status.unwrap_or(200);
-    let trailers_only = grpc && ask.response.messages == 0 && !ask.ping_pong;
+    let fails = ask.failing(record.attempt);
+    let failed = fails == Some(Failing::Status);
+    let status = if failed && !grpc { 503 } else { ask.status.unwrap_or(200) };
+    let grpc_status = if failed { GRPC_UNAVAILABLE } else { ask.grpc_status };
+    let think_ns = if let Some(Failing::Slow { ns }) = fails { ns } else { ask.think_ns };
+    let trailers_only = grpc && ((ask.response.messages == 0 && !ask.ping_pong) || failed);
     let mut head = http::Response::builder().status(status);
     head = head.header("content-type", if grpc { "application/grpc" } else { "application/octet-stream" });
     for (name, value) in large_fields(ask.large_head) {
         head = head.header(name, value);
     }
+    if let Some(attempt) = record.attempt {
+        head = head.header(ATTEMPT, attempt);
+    }
     if trailers_only {
-        head = head.header("grpc-status", ask.grpc_status).header("grpc-message", "asked for");
+        head = head.header("grpc-status", grpc_status).header("grpc-message", "asked for");
     }
     let head = head.body(())?;
+    if fails == Some(Failing::Close) {
+        while receiver.receive(None, received).await? {}
+        respond.send_reset(h2::Reason::INTERNAL_ERROR);
+        return Ok(());
+    }
     record.status = Some(status);
-    record.grpc_status = grpc.then_some(ask.grpc_status);
+    record.grpc_status = grpc.then_some(grpc_status);
     let mut body = if ask.ping_pong {
         let mut body = respond.send_response(head, false)?;
         let mut answered = 0;
@@ -146,8 +162,8 @@ async fn answer(
         body
     } else {
         while receiver.receive(ask.read_pause, received).await? {}
-        if ask.think_ns > 0 {
-            let think = Pause { after: receiver.bytes, ns: ask.think_ns };
+        if think_ns > 0 {
+            let think = Pause { after: receiver.bytes, ns: think_ns };
             received.waits.push(think.wait_async(Doing::Thinking).await);
         }
         let empty = trailers_only || (!grpc && ask.response.total() == 0);
@@ -160,7 +176,7 @@ async fn answer(
     };
     if grpc {
         let mut trailers = http::HeaderMap::new();
-        trailers.insert("grpc-status", http::HeaderValue::from(ask.grpc_status));
+        trailers.insert("grpc-status", http::HeaderValue::from(grpc_status));
         body.send_trailers(trailers)?;
     }
     Ok(())

@@ -7,15 +7,12 @@ use std::time::Duration;
 use super::{Duplex, Framing, Head, PIECE, leg, read_body, render, request_head, write_body};
 use crate::clock::{MonotonicNs, sleep_until};
 use crate::hop::{NONCE, REQUEST_ID};
-use crate::protocols::ask::{ASK, ATTEMPT, Ask, Fail, Failing};
+use crate::protocols::ask::{ASK, ATTEMPT, ATTEMPT_COUNT, Ask, Failing};
 use crate::protocols::calls;
 use crate::protocols::server::Shared;
 use crate::protocols::tape::Taped;
 use crate::protocols::websocket;
 use crate::truth::{Doing, ExchangeRecord, Protocol, Role, Sockets, Wait};
-
-/// By which a sidecar tells its server which attempt it is.
-const ATTEMPT_COUNT: &str = "x-envoy-attempt-count";
 
 /// How long a connection that was answered early may go on sending.
 const LINGER: Duration = Duration::from_secs(1);
@@ -93,7 +90,7 @@ fn serve<S: Duplex>(wire: &mut Taped<S>, head: &Head, ask: &Ask, record: &mut Ex
     record.waits.extend(&body.waits);
     let end = body.complete.then_some(body.end.max(head.end));
     record.request = leg(&wire.read, head.start, head.end, end, body.bytes);
-    let fails = ask.fail.filter(|fail| record.attempt.is_some_and(|n| n <= fail.first)).map(|fail: Fail| fail.how);
+    let fails = ask.failing(record.attempt);
     if fails == Some(Failing::Close) {
         return Ok(false);
     }
