@@ -78,6 +78,8 @@ if [ "$1" = all ] || [ "$1" = demo ]; then
 fi
 # A control plane for tests of a cluster, and other kernels in virtual machines.
 if [ "$1" = all ]; then
+    # Older Envoys, whose logs and protocols are tried as well.
+    for version in 1.36.2 1.39.3; do "${root}/tests/lab/setup.sh" "${version}" >/dev/null; done
     # A cluster's control plane: four minutes on two cores the first time.
     "${root}/tests/cluster/setup.sh" >/dev/null
     "${root}/tests/kernels/setup.sh"
