@@ -1,5 +1,5 @@
 //! Writes a sample report: `cargo run -p meshdiff-reports --example sample -- FORMAT SAMPLE FILE`, where FORMAT is html,
-//! json, markdown, table, wide or requests, and SAMPLE is bookinfo, forty, two, old, limited, hostile or empty.
+//! json, markdown, table, wide or requests, and SAMPLE is bookinfo, zones, forty, two, old, limited, hostile or empty.
 
 #[path = "../tests/reports/support/mod.rs"]
 mod support;
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
 
 fn run(format: &str, sample: &str, path: &str) -> Result<(), RenderError> {
     let report = match sample {
+        "zones" => support::broken_down(&support::bookinfo(), 2_000, &meshdiff_analyzer::Dimension::ALL),
         "bookinfo" => {
             let mut report = support::simulate(&support::bookinfo(), 2_000);
             report.findings = support::findings();

@@ -1,12 +1,15 @@
 //! A hop's requests told apart by where their ends ran, which version they were, and by which subset they were sent.
 //!
+//! By zone and node the hops are those of the report, from workload to workload: else the rows would compare workloads and not places. By subset
+//! and version they are from a workload to a service, whose versions usually are workloads of their own.
+//!
 //! A value that nothing tells is unknown, with the reason, and has a row of its own: it is never taken from a neighbour.
 
 mod crossing;
 
 pub use crossing::Crossed;
 
-use crate::build::{NEAR_MINIMUM, grouped, summary};
+use crate::build::{NEAR_MINIMUM, grouped, slowest_first, summary};
 use crate::report::{Finding, HopSummary, Report};
 use crate::request::AttributedRequest;
 use meshdiff_model::{Fact, HopProtocol, NotKnown, PodFacts, WallTime, Workload};
@@ -59,7 +62,7 @@ pub trait Facts {
 pub struct Breakdown {
     /// By what.
     pub by: Dimension,
-    /// In the order of the report's hops.
+    /// Slowest mean total first, as the report's hops are.
     pub hops: Vec<BreakdownHop>,
     /// Ends of requests whose value is unknown, by reason.
     pub unknown: BTreeMap<NotKnown, u64>,
@@ -70,7 +73,7 @@ pub struct Breakdown {
 pub struct BreakdownHop {
     /// Who called (pod and address left out).
     pub client: Workload,
-    /// Who was called (pod and address left out).
+    /// Who was called (pod and address left out); by subset and version a service, without workload where several answered.
     pub server: Workload,
     /// Protocol of the client's stream.
     pub protocol: HopProtocol,
@@ -106,33 +109,60 @@ pub fn break_down(requests: &[AttributedRequest], by: &[Dimension], facts: &dyn 
     if by.is_empty() {
         return Vec::new();
     }
-    let new = |by: Dimension| Breakdown { by, hops: Vec::new(), unknown: BTreeMap::new() };
-    let mut breakdowns: Vec<Breakdown> = by.into_iter().map(new).collect();
-    for (hop, members) in grouped(requests) {
-        let known: Vec<Values> = members.iter().map(|r| Values::of(r, facts)).collect();
-        for breakdown in &mut breakdowns {
-            let by = breakdown.by;
-            let mut rows: BTreeMap<(Option<Fact>, Fact), Vec<&AttributedRequest>> = BTreeMap::new();
-            for (request, values) in members.iter().zip(&known) {
-                let key = values.by(by);
-                for why in [key.0.as_ref(), Some(&key.1)].into_iter().flatten().filter_map(|fact| fact.as_ref().err()) {
-                    if *why != NotKnown::NoSubset {
-                        *breakdown.unknown.entry(*why).or_default() += 1;
-                    }
+    let hops = grouped(requests);
+    let services = if by.iter().all(|by| by.is_place()) { Vec::new() } else { by_service(&hops) };
+    by.into_iter().map(|by| by_one(if by.is_place() { &hops } else { &services }, by, facts)).collect()
+}
+
+/// Requests of one hop, with what they are like together.
+type Hop<'a> = (HopSummary, Vec<&'a AttributedRequest>);
+
+fn by_one(hops: &[Hop<'_>], by: Dimension, facts: &dyn Facts) -> Breakdown {
+    let mut breakdown = Breakdown { by, hops: Vec::new(), unknown: BTreeMap::new() };
+    for (hop, members) in hops {
+        let mut rows: BTreeMap<(Option<Fact>, Fact), Vec<&AttributedRequest>> = BTreeMap::new();
+        for request in members {
+            let key = values(request, by, facts);
+            for why in [key.0.as_ref(), Some(&key.1)].into_iter().flatten().filter_map(|fact| fact.as_ref().err()) {
+                if *why != NotKnown::NoSubset {
+                    *breakdown.unknown.entry(*why).or_default() += 1;
                 }
-                rows.entry(key).or_default().push(request);
             }
-            let crossed = by.is_place().then(|| Crossed::of(&rows)).flatten();
-            breakdown.hops.push(BreakdownHop {
-                client: hop.client.clone(),
-                server: hop.server.clone(),
-                protocol: hop.protocol,
-                rows: rows.into_iter().map(|(key, members)| row(&hop, by, key, &members)).collect(),
-                crossed,
-            });
+            rows.entry(key).or_default().push(request);
         }
+        let crossed = by.is_place().then(|| Crossed::of(&rows)).flatten();
+        breakdown.hops.push(BreakdownHop {
+            client: hop.client.clone(),
+            server: hop.server.clone(),
+            protocol: hop.protocol,
+            rows: rows.into_iter().map(|(key, members)| row(hop, by, key, &members)).collect(),
+            crossed,
+        });
     }
-    breakdowns
+    breakdown
+}
+
+/// The hops to the workloads of one service as one: its versions are workloads of their own, and are what is to be compared.
+fn by_service<'a>(hops: &[Hop<'a>]) -> Vec<Hop<'a>> {
+    let mut services: BTreeMap<_, Vec<&Hop<'a>>> = BTreeMap::new();
+    for (i, hop) in hops.iter().enumerate() {
+        let HopSummary { client, server, protocol, .. } = &hop.0;
+        // What no service names stays alone.
+        let alone = server.service.is_none().then_some(i);
+        services.entry((client, &server.namespace, &server.service, protocol.as_str(), alone)).or_default().push(hop);
+    }
+    let together = |of: Vec<&Hop<'a>>| match of[..] {
+        [only] => only.clone(),
+        _ => {
+            let members: Vec<&AttributedRequest> = of.iter().flat_map(|(_, members)| members).copied().collect();
+            let first = &of[0].0;
+            let server = Workload { workload: None, ..first.server.clone() };
+            (summary(first.client.clone(), server, &members), members)
+        }
+    };
+    let mut merged: Vec<Hop<'a>> = services.into_values().map(together).collect();
+    merged.sort_by(|(a, _), (b, _)| slowest_first(a, b));
+    merged
 }
 
 fn row(hop: &HopSummary, by: Dimension, key: (Option<Fact>, Fact), members: &[&AttributedRequest]) -> BreakdownRow {
@@ -152,33 +182,23 @@ fn row(hop: &HopSummary, by: Dimension, key: (Option<Fact>, Fact), members: &[&A
     }
 }
 
-/// What is known of both ends of one request.
-struct Values {
-    client: PodFacts,
-    server: PodFacts,
-    subset: Fact,
-}
-
-impl Values {
-    fn of(request: &AttributedRequest, facts: &dyn Facts) -> Self {
-        Self {
-            client: facts.of_pod(&request.client, request.start),
-            server: facts.of_pod(&request.server, request.start),
-            subset: match &request.upstream_cluster {
-                Some(cluster) => facts.subset_of_cluster(cluster),
-                None => Err(NotKnown::NoClientLog),
-            },
-        }
-    }
-
-    fn by(&self, by: Dimension) -> (Option<Fact>, Fact) {
-        let both = |of: fn(&PodFacts) -> &Fact| (Some(of(&self.client).clone()), of(&self.server).clone());
+/// The values of the client and of the server of one request.
+fn values(request: &AttributedRequest, by: Dimension, facts: &dyn Facts) -> (Option<Fact>, Fact) {
+    let of = |end: &Workload| {
+        let PodFacts { zone, version, node } = facts.of_pod(end, request.start);
         match by {
-            Dimension::Zone => both(|f| &f.zone),
-            Dimension::Version => both(|f| &f.version),
-            Dimension::Node => both(|f| &f.node),
-            Dimension::Subset => (None, self.subset.clone()),
+            Dimension::Zone => zone,
+            Dimension::Node => node,
+            Dimension::Version | Dimension::Subset => version,
         }
+    };
+    let subset = || match &request.upstream_cluster {
+        Some(cluster) => facts.subset_of_cluster(cluster),
+        None => Err(NotKnown::NoClientLog),
+    };
+    match by {
+        Dimension::Subset => (None, subset()),
+        Dimension::Zone | Dimension::Version | Dimension::Node => (Some(of(&request.client)), of(&request.server)),
     }
 }
 

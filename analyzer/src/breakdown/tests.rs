@@ -95,6 +95,31 @@ fn each_combination_has_a_row_and_unknown_ones_their_own() {
     assert!(break_down(&list, &[], &ByName).is_empty());
 }
 
+#[test]
+fn versions_of_a_service_are_one_hop_and_its_places_several() {
+    let mut list: Vec<_> = (0..6).map(|i| from_to(Some("z.v1.n.0"), Some("z.v1.n.1"), i, 10)).collect();
+    for (i, r) in list.iter_mut().enumerate() {
+        let version = if i < 2 { "v1" } else { "v2" };
+        r.server = named(&format!("reviews-{version}"));
+        r.server.service = (i != 5).then(|| "reviews".to_owned());
+        r.server.pod = Some(format!("z.{version}.n.1"));
+    }
+    let all = break_down(&list, &[Dimension::Zone, Dimension::Version], &ByName);
+    let told = |b: &Breakdown| -> Vec<(Option<String>, Option<String>, usize)> {
+        b.hops.iter().map(|h| (h.server.workload.clone(), h.server.service.clone(), h.rows.len())).collect()
+    };
+    let name = |text: &str| Some(text.to_owned());
+    let zones = [
+        (name("reviews-v1"), name("reviews"), 1),
+        (name("reviews-v2"), None, 1),
+        (name("reviews-v2"), name("reviews"), 1),
+    ];
+    assert_eq!(told(&all[0]), zones);
+    assert_eq!(told(&all[1]), [(None, name("reviews"), 2), (name("reviews-v2"), None, 1)]);
+    let rows: Vec<_> = all[1].hops[0].rows.iter().map(|r| (values(r), r.summary.requests)).collect();
+    assert_eq!(rows, [("v1 → v1".to_owned(), 2), ("v1 → v2".to_owned(), 3)]);
+}
+
 /// `n` requests within a zone and to another one, which take `more` ns longer on the network.
 fn two_zones(n: u64, more: i64) -> Vec<AttributedRequest> {
     let one = |i: u64| {

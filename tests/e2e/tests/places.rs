@@ -29,7 +29,11 @@ fn list(value: &Value) -> &[Value] {
 /// The rows of one hop by one thing.
 fn rows<'a>(report: &'a Value, by: &str, client: &str, server: &str) -> &'a [Value] {
     let breakdown = list(&report["breakdowns"]).iter().find(|b| b["by"] == by).expect("a breakdown");
-    let is = |hop: &&Value| hop["client"]["workload"] == client && hop["server"]["workload"] == server;
+    let is = |hop: &&Value| {
+        let called = &hop["server"];
+        hop["client"]["workload"] == client
+            && (called["workload"] == server || (called["workload"].is_null() && called["service"] == server))
+    };
     let hop =
         list(&breakdown["hops"]).iter().find(is).unwrap_or_else(|| panic!("no {client} → {server} in {breakdown}"));
     list(&hop["rows"])
@@ -81,26 +85,36 @@ fn requests_are_told_apart_by_what_the_sidecars_say_of_themselves() {
     );
     assert!(nowhere.get("crossing").is_none(), "{nowhere}");
 
-    // Every request of reviews went by the subset of the version that answered it.
-    for version in ["v1", "v2", "v3"] {
+    // Every request of reviews went by the subset of the version that answered it: three workloads of one service.
+    let by_subset = rows(&told, "subset", "productpage-v1", "reviews");
+    let by_version = rows(&told, "version", "productpage-v1", "reviews");
+    assert_eq!((by_subset.len(), by_version.len()), (3, 3), "{told}");
+    for (i, version) in ["v1", "v2", "v3"].into_iter().enumerate() {
         let server = format!("reviews-{version}");
-        let row = only(&told, "subset", "productpage-v1", &server);
-        assert_eq!((value(row, "server"), row.get("client")), (version.to_owned(), None), "{row}");
-        let row = only(&told, "version", "productpage-v1", &server);
-        assert_eq!((value(row, "client"), value(row, "server")), ("v1".to_owned(), version.to_owned()));
-        assert!(row.get("crossing").is_none(), "versions are no places");
+        let is = |hop: &&Value| {
+            hop["client"]["workload"] == "productpage-v1" && hop["server"]["workload"] == server.as_str()
+        };
+        let hop = list(&told["hops"]).iter().find(is).expect("a hop");
+        let (subset, of_version) = (&by_subset[i], &by_version[i]);
+        assert_eq!((value(subset, "server"), subset.get("client")), (version.to_owned(), None), "{subset}");
+        assert_eq!((value(of_version, "client"), value(of_version, "server")), ("v1".to_owned(), version.to_owned()));
+        assert!(of_version.get("crossing").is_none(), "versions are no places");
+        for row in [subset, of_version] {
+            assert_eq!(
+                (&row["requests"], &row["total"], &row["segments"]),
+                (&hop["requests"], &hop["total"], &hop["segments"])
+            );
+        }
         let row = only(&told, "node", "productpage-v1", &server);
         assert_eq!((value(row, "server"), &row["crossing"]), ("lab-node".to_owned(), &json!(false)));
     }
     assert_eq!(only(&told, "subset", "productpage-v1", "details-v1")["server"]["reason"], "no_subset");
 
     // Every row is of its hop.
+    let requests = |rows: &[Value]| -> u64 { rows.iter().filter_map(|r| r["requests"].as_u64()).sum() };
     for breakdown in list(&told["breakdowns"]) {
-        for (part, hop) in list(&breakdown["hops"]).iter().zip(list(&told["hops"])) {
-            assert_eq!((&part["client"], &part["server"]), (&hop["client"], &hop["server"]));
-            let sum: u64 = list(&part["rows"]).iter().filter_map(|r| r["requests"].as_u64()).sum();
-            assert_eq!(Some(sum), hop["requests"].as_u64());
-        }
+        let all: u64 = list(&breakdown["hops"]).iter().map(|hop| requests(list(&hop["rows"]))).sum();
+        assert_eq!(all, requests(list(&told["hops"])), "{}", breakdown["by"]);
     }
     let table = report(&capture, &["--by", "zone", "--by", "subset"]);
     for words in ["By zone", "eu-1a → eu-1b (other zone)", "By subset", "no subset", "Unknown for"] {
