@@ -270,8 +270,9 @@ fn one_thread() -> std::io::Result<tokio::runtime::Runtime> {
 
 /// CPU time of the process without that of the calling thread, which is the one that sends.
 fn cpu_time() -> anyhow::Result<Duration> {
-    let [all, own] = [ClockId::CLOCK_PROCESS_CPUTIME_ID, ClockId::CLOCK_THREAD_CPUTIME_ID].map(clock_gettime);
-    Ok(Duration::from(all?) - Duration::from(own?))
+    // In this order: what the process took includes all that its thread had taken before.
+    let [own, all] = [ClockId::CLOCK_THREAD_CPUTIME_ID, ClockId::CLOCK_PROCESS_CPUTIME_ID].map(clock_gettime);
+    Ok(Duration::from(all?).saturating_sub(Duration::from(own?)))
 }
 
 /// Decodes messages of one size in both ways by turns, and prints the medians.

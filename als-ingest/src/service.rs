@@ -43,7 +43,7 @@ const BATCH: usize = 512;
 
 /// How long a batch waits for more entries: handing on costs as much as decoding several of them, and nobody waits for a single one
 /// (Envoy itself flushes once a second).
-const LINGER: Duration = Duration::from_millis(5);
+const LINGER: Duration = Duration::from_millis(20);
 
 /// Where streams put what they received. There only while the receiver serves.
 #[derive(Clone, Debug)]

@@ -1,7 +1,7 @@
 //! Kinds of entries that were decoded before, by the bytes that they were decoded from.
 
 use super::entry::LogType;
-use super::skim::{KindBytes, Numbers};
+use super::skim::{KindBytes, Numbers, PARTS};
 use meshdiff_model::{LogKind, Place};
 
 /// Places for kinds, a power of two: an agent's node has up to 250 pods with a dozen kinds each.
@@ -28,7 +28,7 @@ pub(super) struct KnownKind {
 #[derive(Debug)]
 struct Known {
     numbers: Numbers,
-    lens: [u16; 14],
+    lens: [u16; PARTS],
     bytes: Box<[u8]>,
     kind: KnownKind,
 }
@@ -57,12 +57,8 @@ impl KnownKinds {
     #[inline(always)]
     pub(super) fn find(&mut self, bytes: &KindBytes<'_>, batch: u64) -> Option<&mut KnownKind> {
         let known = self.places[Self::place(bytes.hash)].as_mut()?;
-        if known.kind.batch != batch || known.numbers != bytes.numbers || known.lens != bytes.lens {
+        if known.kind.batch != batch || !known.is(bytes) {
             return None;
-        }
-        let mut rest = &*known.bytes;
-        for part in bytes.parts() {
-            rest = rest.strip_prefix(*part)?;
         }
         self.found += 1;
         Some(&mut known.kind)
@@ -70,25 +66,27 @@ impl KnownKinds {
 
     /// Remembers a kind, in place of another if need be.
     pub(super) fn learn(&mut self, bytes: &KindBytes<'_>, kind: KnownKind) {
-        let all = bytes.parts().iter().map(|part| part.len()).sum::<usize>();
-        if all > MAX_BYTES {
-            return;
-        }
         let place = &mut self.places[Self::place(bytes.hash)];
         match place {
-            // The same in another batch: its bytes are there.
-            Some(known)
-                if known.numbers == bytes.numbers
-                    && known.lens == bytes.lens
-                    && *known.bytes == *bytes.parts().concat() =>
-            {
-                known.kind = kind;
-            }
+            // The same in another batch.
+            Some(known) if known.is(bytes) => known.kind = kind,
+            _ if bytes.parts().iter().map(|part| part.len()).sum::<usize>() > MAX_BYTES => {}
             _ => {
-                let bytes_of = bytes.parts().concat().into_boxed_slice();
-                *place = Some(Box::new(Known { numbers: bytes.numbers, lens: bytes.lens, bytes: bytes_of, kind }));
+                let all = bytes.parts().concat().into_boxed_slice();
+                *place = Some(Box::new(Known { numbers: bytes.numbers, lens: bytes.lens, bytes: all, kind }));
             }
         }
+    }
+}
+
+impl Known {
+    /// Whether these are its bytes.
+    #[inline(always)]
+    fn is(&self, bytes: &KindBytes<'_>) -> bool {
+        // Of the same lengths, so no part can end elsewhere.
+        self.numbers == bytes.numbers
+            && self.lens == bytes.lens
+            && bytes.parts().iter().try_fold(&*self.bytes, |rest, part| rest.strip_prefix(*part)).is_some()
     }
 }
 

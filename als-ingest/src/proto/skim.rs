@@ -12,7 +12,7 @@ use envoy_types::pb::google::protobuf::{Duration, Timestamp};
 use meshdiff_model::LogSizes;
 
 /// Most pieces of an entry that its kind depends on: as many as there can be between fields that it does not depend on.
-const PARTS: usize = 14;
+pub(super) const PARTS: usize = 14;
 
 /// The entry is not as Envoy writes one, or is none: the view of the whole entry tells.
 #[derive(Clone, Copy, Debug)]
