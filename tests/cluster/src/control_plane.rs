@@ -19,6 +19,8 @@ const DEADLINE: Duration = Duration::from_secs(180);
 const PORT: u16 = 6443;
 /// Of a cluster's folder, before the number of its process.
 const FOLDER: &str = "meshdiff-cluster-";
+/// Says in it that a test failed.
+const FAILED: &str = "failed";
 
 /// A running control plane. It ends with this process.
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl ControlPlane {
             remove_what_others_left();
             let folder = std::env::temp_dir().join(format!("{FOLDER}{}", std::process::id()));
             fs::create_dir_all(&folder).expect("a folder");
+            remove_at_the_end(&folder);
             Self::start(folder)
         })
     }
@@ -362,7 +365,26 @@ impl Drop for Running {
     }
 }
 
-/// A cluster's programs end with their process, which therefore cannot take their folder away: the next one does.
+/// A cluster's programs end with their process, which therefore cannot take their folder away: a shell does that waits for its end. What a
+/// test that failed has left is kept, for who looks into it.
+fn remove_at_the_end(folder: &Path) {
+    let failed = folder.join(FAILED);
+    let said = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        drop(fs::write(&failed, panic.to_string()));
+        said(panic);
+    }));
+    // The end of its input is the end of this process. Nobody waits for its output.
+    let script =
+        format!("cat; [ -e \"$0/{FAILED}\" ] || for i in 1 2 3 4 5; do rm -rf -- \"$0\" && exit; sleep 1; done");
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(script).arg(folder).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let shell = command.spawn().expect("sh");
+    // For as long as this process lives.
+    std::mem::forget(shell);
+}
+
+/// What was left all the same, by processes that are gone.
 fn remove_what_others_left() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let name = entry.file_name();
