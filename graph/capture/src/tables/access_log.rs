@@ -2,10 +2,10 @@
 
 use super::log_details::{self, Details};
 use super::{Decoded, Row, decode_rows};
+use crate::by_parts::LogOutline;
 use crate::column::{
     Column, flag, i64, named, opt_i64, opt_ip, opt_named, opt_text, opt_u16, opt_u32, opt_uuid, text, texts, u64,
 };
-use crate::by_parts::LogOutline;
 use crate::damage::PartError;
 use crate::part::Outlined;
 use crate::table::Table;

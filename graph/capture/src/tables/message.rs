@@ -1,8 +1,8 @@
 //! `messages`: runs of bytes in one direction of one socket, with their instants.
 
 use super::{Decoded, Row, decode_rows};
-use crate::column::{Column, flag, instants, named, opt_text, opt_u16, opt_u32, text, u32, u64};
 use crate::by_parts::MessageOutline;
+use crate::column::{Column, flag, instants, named, opt_text, opt_u16, opt_u32, text, u32, u64};
 use crate::damage::PartError;
 use crate::part::Outlined;
 use crate::table::Table;
