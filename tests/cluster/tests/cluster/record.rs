@@ -322,6 +322,7 @@ fn a_recording_that_cannot_be_made_is_a_sentence_and_leaves_nothing() {
     let ended = try_to_record(plane, "recorder-3", "rec-strict", &["--no-probes"]);
     ended.says(1, &["no agent records", "on the node node-c: the image ghcr.io/meshdiff/meshdiff:"]);
     assert!(get(plane, "rec-strict", "pods").is_empty());
+    collect_garbage(plane, "rec-strict");
     // Whether sidecars log to the agents is looked at before anything is started.
     namespace(plane, "istio-of-record", "restricted");
     plane.apply(&[
@@ -331,7 +332,12 @@ fn a_recording_that_cannot_be_made_is_a_sentence_and_leaves_nothing() {
     let ended = try_to_record(plane, "admin", "rec-strict", &["--no-probes", "--istio-namespace", "istio-of-record"]);
     ended.says(
         1,
-        &["Warning: Istio's settings: no extension provider", "grpc-als.rec-strict", "only connections are known"],
+        &[
+            "no agent records",
+            "Warning: Istio's settings: no extension provider",
+            "grpc-als.rec-strict",
+            "only connections are known",
+        ],
     );
 }
 
