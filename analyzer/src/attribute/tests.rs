@@ -144,6 +144,35 @@ fn what_was_given_up_counts_until_then() {
 }
 
 #[test]
+fn on_a_shared_connection_the_logs_tell_what_was_given_up() {
+    let mut hop = hop(&[0, 10, 100, 10, 10, 10, 700, 10, 10, 10, 10, 10, 10]);
+    let sent = hop.request[1].send.expect("set");
+    hop.logged.sent = Some(sent);
+    hop.network_by_log = true;
+    (hop.request[1], hop.response[1]) = (Crossing::default(), Crossing::default());
+    hop.response[2] = Crossing::default();
+    let there = hop.request[0].ready.expect("set");
+    let arrived = hop.request[2].ready.expect("set");
+    // Its proxy gives it up as it answers 504, or the application does before.
+    let back = hop.response[0].send.expect("set");
+    let early = arrived.offset(DurationNs(200));
+    for (abandoned, gave_up) in [(Some(back), None), (None, Some(early))] {
+        (hop.abandoned[0], hop.gave_up) = (abandoned, gave_up);
+        let (a, _) = attribute(&hop).expect("telescopes");
+        let get = |s| a.segments().get(s);
+        let end = gave_up.unwrap_or(back);
+        assert_eq!(get(Segment::ClientSidecar), Some(sent - there), "{a:?}");
+        // The server's proxy says that it had it 1 ns before it sent it on.
+        assert_eq!(get(Segment::ServerSidecar), Some(DurationNs(1)));
+        assert_eq!(get(Segment::Network), Some(DurationNs(20 - 1)));
+        assert_eq!(get(Segment::ServerApp), Some(end - arrived));
+        assert_eq!(get(Segment::Unattributed), None);
+        assert_eq!(a.evidence().get(Segment::Network), Some(Evidence::Bound));
+        assert_eq!(a.evidence().get(Segment::ServerSidecar), Some(Evidence::Als));
+    }
+}
+
+#[test]
 fn logs_alone_give_bounds() {
     let mut hop = hop(&[0; 13]);
     hop.request = [Crossing::default(); 3];

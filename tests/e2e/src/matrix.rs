@@ -18,6 +18,9 @@ pub struct Row {
     pub actual: f64,
     /// How far each segment's median moved, in ns.
     pub moved: BTreeMap<String, f64>,
+    /// How far the time moved that the sidecar's Envoy measured itself, from the head read to the head encoded onwards, in ns; of a delay
+    /// in a sidecar only.
+    pub envoy: Option<f64>,
     /// Requests with the delay, and without.
     pub n: (usize, usize),
 }
@@ -38,6 +41,14 @@ impl Row {
     pub fn largest_other(&self) -> (&str, f64) {
         let others = self.moved.iter().filter(|(s, _)| **s != self.segment);
         others.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).map_or(("none", 0.0), |(s, m)| (s, *m))
+    }
+
+    /// How far what a sidecar's Envoy said of its filters moved between two groups of requests; none of what is no sidecar.
+    #[must_use]
+    pub fn by_envoy(segment: &str, with: &[&crate::Request], without: &[&crate::Request]) -> Option<f64> {
+        let median_of =
+            |list: &[&crate::Request]| median(list.iter().map(|r| r.detail(segment, "filters") as f64).collect());
+        segment.ends_with("_sidecar").then(|| median_of(with) - median_of(without))
     }
 
     /// How far a segment moved between two groups of requests, given as `(segment → times)`.
@@ -65,17 +76,18 @@ impl fmt::Display for Matrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "| delay in | asked | actual, µs |")?;
         SEGMENTS.iter().try_for_each(|s| write!(f, " {s} |"))?;
-        writeln!(f, " moved / actual | n |")?;
+        writeln!(f, " moved / actual | Envoy's clock | n |")?;
         write!(f, "|---|---|--:|")?;
         SEGMENTS.iter().try_for_each(|_| write!(f, "--:|"))?;
-        writeln!(f, "--:|--:|")?;
+        writeln!(f, "--:|--:|--:|")?;
         for row in &self.0 {
             write!(f, "| {} | {} | {:.0} |", row.segment, row.asked, row.actual / 1e3)?;
             for s in SEGMENTS {
                 let moved = row.moved.get(s).copied().unwrap_or(0.0) / 1e3;
                 if s == row.segment { write!(f, " **{moved:+.0}** |")? } else { write!(f, " {moved:+.0} |")? }
             }
-            writeln!(f, " {:.3} | {} / {} |", row.ratio(), row.n.0, row.n.1)?;
+            let envoy = row.envoy.map_or_else(String::new, |ns| format!("{:+.0}", ns / 1e3));
+            writeln!(f, " {:.3} | {envoy} | {} / {} |", row.ratio(), row.n.0, row.n.1)?;
         }
         Ok(())
     }

@@ -93,8 +93,8 @@ pub struct UpArgs {
     /// productpage asks details and reviews at once instead of one after the other.
     #[arg(long)]
     parallel: bool,
-    /// Hold every packet between two pods for a while, each way; may be repeated.
-    #[arg(long, value_name = "POD:POD=DURATION")]
+    /// Hold every packet between two pods for a while, each way, and lose some if a share is given; may be repeated.
+    #[arg(long, value_name = "POD:POD=DURATION[,LOSS%]")]
     net_delay: Vec<NetDelay>,
     /// Give a pod's sidecar only a share of one CPU; may be repeated.
     #[arg(long, value_name = "POD=PERCENT%")]
@@ -395,6 +395,9 @@ pub struct LinkArgs {
     /// How long to hold a packet.
     #[arg(long)]
     pub delay_ns: u64,
+    /// How many of a hundred TCP packets to lose.
+    #[arg(long, default_value_t = 0)]
+    pub loss_percent: u32,
     /// Its log.
     #[arg(long)]
     pub log: PathBuf,

@@ -1,4 +1,4 @@
-//! A link between two pods that holds every packet for a fixed time: two TUN devices and this process in between.
+//! A link between two pods that holds every packet for a fixed time, and loses some: two TUN devices and this process in between.
 //!
 //! The devices carry the pods' own addresses, and a host route to the other pod leads through them: the sidecars see
 //! the addresses that they would see without. The nat rules' REDIRECT rewrites to the first address of the device that a
@@ -9,6 +9,8 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc;
 use std::time::Duration;
+
+use rand::Rng;
 
 use crate::clock::{MonotonicNs, sleep_until, tighten_timers};
 use crate::error::LabError;
@@ -55,7 +57,7 @@ impl End {
 ///
 /// # Errors
 /// When the devices cannot be made.
-pub fn start(ends: [&End; 2], delay: Duration, log: &Logbook) -> Result<(), LabError> {
+pub fn start(ends: [&End; 2], delay: Duration, loss_percent: u32, log: &Logbook) -> Result<(), LabError> {
     tighten_timers();
     let [a, b] = ends;
     let [tun_a, tun_b] = [a.open(b)?, b.open(a)?];
@@ -64,7 +66,7 @@ pub fn start(ends: [&End; 2], delay: Duration, log: &Logbook) -> Result<(), LabE
         let (sender, receiver) = mpsc::channel();
         let log = log.clone();
         std::thread::spawn(move || take_in(from, delay, &sender));
-        std::thread::spawn(move || give_out(to, &receiver, &log));
+        std::thread::spawn(move || give_out(to, &receiver, loss_percent, &log));
     }
     Ok(())
 }
@@ -93,15 +95,20 @@ fn take_in(mut from: File, delay: Duration, to: &mpsc::Sender<Held>) {
     }
 }
 
-fn give_out(mut to: File, from: &mpsc::Receiver<Held>, log: &Logbook) {
+fn give_out(mut to: File, from: &mpsc::Receiver<Held>, loss_percent: u32, log: &Logbook) {
+    let mut chance = rand::rng();
     // The delay is the same for all, so the order of arrival is the order of leaving.
     while let Ok(held) = from.recv() {
         sleep_until(held.due);
         let left = MonotonicNs::now();
-        // A packet that the kernel refuses is a lost packet, and TCP knows what to do.
-        let _ = to.write_all(&held.packet);
-        if let Some(tcp) = parse_tcp(&held.packet) {
-            log.append(&Record::Packet(PacketRecord { in_ns: held.arrived, out_ns: left, ..tcp }));
+        let tcp = parse_tcp(&held.packet);
+        let lost = tcp.is_some() && chance.random_range(0..100) < loss_percent;
+        if !lost {
+            // A packet that the kernel refuses is a lost packet, and TCP knows what to do.
+            let _ = to.write_all(&held.packet);
+        }
+        if let Some(tcp) = tcp {
+            log.append(&Record::Packet(PacketRecord { in_ns: held.arrived, out_ns: left, lost, ..tcp }));
         }
     }
 }
@@ -124,6 +131,7 @@ fn parse_tcp(packet: &[u8]) -> Option<PacketRecord> {
         payload: total.checked_sub(tcp + header)?,
         in_ns: MonotonicNs(0),
         out_ns: MonotonicNs(0),
+        lost: false,
     })
 }
 

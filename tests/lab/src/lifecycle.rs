@@ -292,6 +292,7 @@ impl Starter<'_> {
             arguments.push(format!("{},{},{}", end.namespace, end.ip, end.device).into());
         }
         arguments.extend(["--delay-ns".into(), link.one_way_ns.to_string().into()]);
+        arguments.extend(["--loss-percent".into(), link.loss_percent.to_string().into()]);
         arguments.extend(["--log".into(), self.logs.join(format!("{name}.ndjson")).into()]);
         // In the fabric's namespace, so that taking the lab down finds it there even without a state.
         self.own(&self.settings.name.namespace(FABRIC), Role::Link, &name, &name, arguments)

@@ -367,7 +367,7 @@ fn link(args: &LinkArgs) -> Result<()> {
     let ending = Ending::block()?;
     let [from, to] = args.end.as_slice() else { bail!("a link has two ends") };
     let log = Logbook::open(&args.log)?;
-    forward::start([from, to], Duration::from_nanos(args.delay_ns), &log)?;
+    forward::start([from, to], Duration::from_nanos(args.delay_ns), args.loss_percent, &log)?;
     ending.wait();
     log.flush_and_exit(0)
 }

@@ -21,7 +21,7 @@ pub enum SettingsError {
     #[error("`{0}` is no subnet for a lab: a /24 of private IPv4 addresses is, such as 10.77.0.0/24")]
     Subnet(String),
     /// A delayed link.
-    #[error("`{0}` is no network delay: write POD:POD=DURATION, such as reviews-v2:ratings-v1=1ms")]
+    #[error("`{0}` is no network delay: write POD:POD=DURATION[,LOSS%], such as reviews-v2:ratings-v1=1ms or …=1ms,2%")]
     NetDelay(String),
     /// A starved sidecar.
     #[error("`{0}` is no CPU share: write POD=PERCENT%, such as reviews-v1=20%, between 1% and 400%")]
@@ -194,6 +194,9 @@ pub struct NetDelay {
     pub to: String,
     /// How long, in nanoseconds, each way.
     pub one_way_ns: u64,
+    /// How many of a hundred TCP packets are lost, each way.
+    #[serde(default)]
+    pub loss_percent: u32,
 }
 
 impl FromStr for NetDelay {
@@ -203,11 +206,17 @@ impl FromStr for NetDelay {
         let wrong = || SettingsError::NetDelay(text.to_owned());
         let (pods, delay) = text.split_once('=').ok_or_else(wrong)?;
         let (from, to) = pods.split_once(':').ok_or_else(wrong)?;
+        let (delay, loss) = match delay.split_once(',') {
+            Some((delay, loss)) => (delay, loss.strip_suffix('%').ok_or_else(wrong)?),
+            None => (delay, "0"),
+        };
         let delay = parse_duration(delay).map_err(|_| wrong())?;
-        if from.is_empty() || to.is_empty() || from == to || delay > Duration::from_secs(10) {
+        let loss_percent = loss.parse().map_err(|_| wrong())?;
+        // A connection needs some of its packets.
+        if from.is_empty() || to.is_empty() || from == to || delay > Duration::from_secs(10) || loss_percent > 50 {
             return Err(wrong());
         }
-        Ok(Self { from: from.into(), to: to.into(), one_way_ns: crate::clock::duration_ns(delay) })
+        Ok(Self { from: from.into(), to: to.into(), one_way_ns: crate::clock::duration_ns(delay), loss_percent })
     }
 }
 
@@ -416,6 +425,9 @@ pub(crate) mod tests {
     fn links_and_shares_are_read() {
         let link: NetDelay = "reviews-v1:ratings-v1=1ms".parse().unwrap();
         assert_eq!((link.from.as_str(), link.to.as_str(), link.one_way_ns), ("reviews-v1", "ratings-v1", 1_000_000));
+        let lossy: NetDelay = "a:b=250us,2%".parse().unwrap();
+        assert_eq!((lossy.one_way_ns, lossy.loss_percent, link.loss_percent), (250_000, 2, 0));
+        assert!(["a:b=1ms,2", "a:b=1ms,51%", "a:b=1ms,", "a:b=,2%"].iter().all(|bad| bad.parse::<NetDelay>().is_err()));
         assert_eq!("a=20%".parse(), Ok(Starve { pod: "a".into(), percent: 20 }));
         assert!(["a:a=1ms", "a=1ms", "a:b", "a:b=x", "a:b=1min"].iter().all(|bad| bad.parse::<NetDelay>().is_err()));
         assert!(["a=0%", "=5%", "a", "a=401%", "a=x"].iter().all(|bad| bad.parse::<Starve>().is_err()));

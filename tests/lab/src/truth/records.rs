@@ -216,6 +216,9 @@ pub struct PacketRecord {
     pub in_ns: MonotonicNs,
     /// Right before it was written to the receiving side.
     pub out_ns: MonotonicNs,
+    /// True if it was lost instead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
 }
 
 #[cfg(test)]
