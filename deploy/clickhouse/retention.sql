@@ -8,4 +8,5 @@ ALTER TABLE access_logs MODIFY TTL toDateTime(intDiv(segment, 1000000000)) + INT
 ALTER TABLE proxies MODIFY TTL toDateTime(intDiv(segment, 1000000000)) + INTERVAL 7 DAY;
 ALTER TABLE processes MODIFY TTL toDateTime(intDiv(segment, 1000000000)) + INTERVAL 7 DAY;
 ALTER TABLE events MODIFY TTL toDateTime(intDiv(segment, 1000000000)) + INTERVAL 7 DAY;
+ALTER TABLE requests MODIFY TTL toDateTime(intDiv(segment, 1000000000)) + INTERVAL 7 DAY;
 ALTER TABLE captures MODIFY TTL toDateTime(intDiv(segment, 1000000000)) + INTERVAL 7 DAY;

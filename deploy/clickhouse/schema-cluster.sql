@@ -307,6 +307,65 @@ SETTINGS replicated_deduplication_window = 1000;
 CREATE TABLE IF NOT EXISTS `events` ON CLUSTER '{cluster}' AS `events_local`
 ENGINE = Distributed('{cluster}', currentDatabase(), 'events_local', cityHash64(capture_id));
 
+CREATE TABLE IF NOT EXISTS `requests_local` ON CLUSTER '{cluster}' (
+    `capture_id` String COMMENT 'The capture that the row is of.',
+    `capture_node` LowCardinality(String) COMMENT 'The node on which it was recorded.',
+    `segment` Int64 COMMENT 'When that capture began, in ns since 1970: an agent stores a capture for each stretch of time.',
+    `part` UInt32 COMMENT 'The row\'s part in the capture, in order.',
+    `row` UInt32 COMMENT 'The row\'s place in the part.',
+    `boot_id` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'The node\'s boot: ids are unique within one.',
+    `id` String CODEC(ZSTD(1)) COMMENT 'The request, as `meshdiff requests` names it.',
+    `parent` String CODEC(ZSTD(1)) COMMENT 'The request during which this one was made; empty if none, or nobody can tell.',
+    `class` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'Its row of the report\'s coverage; `contradiction` and `unlogged` are counted and are no requests of a report.',
+    `reason` String CODEC(ZSTD(1)) COMMENT 'Why it is not full; empty if it is.',
+    `start_ns` Int64 CODEC(ZSTD(1)) COMMENT 'When it began, in ns since 1970.',
+    `client` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'The calling workload, JSON.',
+    `server` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'The called workload, JSON.',
+    `service` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'The called service; empty if unknown.',
+    `client_namespace` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'Empty if unknown.',
+    `server_namespace` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'Empty if unknown.',
+    `protocol` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'As reports name it.',
+    `response_code` UInt16 CODEC(ZSTD(1)) COMMENT '0 if no response came.',
+    `total_ns` Int64 CODEC(ZSTD(1)) COMMENT 'How long it took.',
+    `client_app_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in client_app; NULL if there was none.',
+    `client_loopback_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in client_loopback; NULL if there was none.',
+    `client_sidecar_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in client_sidecar; NULL if there was none.',
+    `connection_setup_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in connection_setup; NULL if there was none.',
+    `retry_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in retry; NULL if there was none.',
+    `network_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in network; NULL if there was none.',
+    `server_sidecar_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in server_sidecar; NULL if there was none.',
+    `server_loopback_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in server_loopback; NULL if there was none.',
+    `server_app_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in server_app; NULL if there was none.',
+    `transfer_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in transfer; NULL if there was none.',
+    `unattributed_ns` Nullable(Int64) CODEC(ZSTD(1)) COMMENT 'Time in unattributed; NULL if there was none.',
+    `detail_names` Array(LowCardinality(String)) CODEC(ZSTD(1)) COMMENT 'Parts of segments, as `segment.part`.',
+    `detail_ns` Array(Int64) CODEC(ZSTD(1)) COMMENT 'Their times.',
+    `client_seen` Bool CODEC(ZSTD(1)) COMMENT 'The kernel saw the client application send it.',
+    `calls_whole` Bool CODEC(ZSTD(1)) COMMENT 'The calls that its server made meanwhile count with all of their time.',
+    `half` LowCardinality(String) CODEC(ZSTD(1)) COMMENT '`client` or `server` if another node may have recorded the other half; else empty.',
+    `half_flow` String CODEC(ZSTD(1)) COMMENT 'The address from which the client\'s sidecar connected; empty if unknown.',
+    `half_key` String CODEC(ZSTD(1)) COMMENT 'What both halves call the request: that address with the TCP sequence number after the request\'s last byte, or with its id.',
+    `half_shared` Bool CODEC(ZSTD(1)) COMMENT 'The connection is encrypted and carries several requests at once.',
+    `half_alike` String CODEC(ZSTD(1)) COMMENT 'Path, status and sizes of a request on such a connection.',
+    `half_answer_end` UInt32 CODEC(ZSTD(1)) COMMENT 'TCP sequence number after the response\'s last byte.',
+    `half_inside_ns` Int64 CODEC(ZSTD(1)) COMMENT 'At the client\'s sidecar from the request sent to the response ready; at the server\'s from the request ready to the response sent.',
+    `half_came_at_once` Bool CODEC(ZSTD(1)) COMMENT 'What came over the connection was ready all at once.',
+    `half_sent_at_once` Bool CODEC(ZSTD(1)) COMMENT 'What was sent over it was sent in one call.',
+    `half_plain` Bool CODEC(ZSTD(1)) COMMENT 'Nothing depends on the other half but the network\'s time.',
+    `half_request_id` String CODEC(ZSTD(1)) COMMENT '`x-request-id` without what sampling changes.',
+    `half_method` LowCardinality(String) CODEC(ZSTD(1)) COMMENT 'Request method.',
+    `half_segments` Array(Nullable(Int64)) CODEC(ZSTD(1)) COMMENT 'Times of this half by segment, in the order of the columns above.',
+    `half_detail_names` Array(LowCardinality(String)) CODEC(ZSTD(1)) COMMENT 'Parts of these.',
+    `half_detail_ns` Array(Int64) CODEC(ZSTD(1)) COMMENT 'Their times.',
+    `line` String CODEC(ZSTD(3)) COMMENT 'The request as `meshdiff requests --instants` prints it.'
+) ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/requests_local', '{replica}')
+PARTITION BY toDate(intDiv(segment, 1000000000))
+ORDER BY (capture_node, segment, capture_id, part, row)
+SETTINGS replicated_deduplication_window = 1000;
+
+CREATE TABLE IF NOT EXISTS `requests` ON CLUSTER '{cluster}' AS `requests_local`
+ENGINE = Distributed('{cluster}', currentDatabase(), 'requests_local', cityHash64(if(half_flow = '', capture_id, half_flow)));
+
 CREATE TABLE IF NOT EXISTS `captures_local` ON CLUSTER '{cluster}' (
     `capture_id` String COMMENT 'The capture.',
     `capture_node` LowCardinality(String) COMMENT 'The node on which it was recorded.',
@@ -315,7 +374,8 @@ CREATE TABLE IF NOT EXISTS `captures_local` ON CLUSTER '{cluster}' (
     `boot_id` String COMMENT 'The node\'s boot: monotonic instants and socket cookies compare within one.',
     `rows` Map(String, UInt64) COMMENT 'How many rows of each table belong to it.',
     `meta` String COMMENT 'The capture\'s meta.json.',
-    `warnings` Array(String) COMMENT 'What could not be read of it when it was stored.'
+    `warnings` Array(String) COMMENT 'What could not be read of it when it was stored.',
+    `joined` Array(String) COMMENT 'The captures that were joined together to find its requests, itself among them; empty if `requests` has none of it.'
 ) ENGINE = ReplicatedReplacingMergeTree('/clickhouse/tables/{shard}/{database}/captures_local', '{replica}')
 PARTITION BY toDate(intDiv(segment, 1000000000))
 ORDER BY (capture_node, segment, capture_id)

@@ -8,7 +8,8 @@ and does not replicate or distribute anything.
 
 Troubles for tests: `POST /trouble?kind=K&times=N&match=TEXT` makes the next N statements that hold TEXT fail. K is `before` (an
 error instead of doing it), `after` (it is done, then an error), `cut` (it is done, then the connection ends without an answer) or `data` (the
-error of data that cannot be understood). `GET /seen` tells the statements that came, one line of JSON each.
+error of data that cannot be understood). `GET /seen` tells the statements that came and how many bytes each was answered, one
+line of JSON each.
 """
 
 import json
@@ -102,7 +103,8 @@ class Handler(BaseHTTPRequestHandler):
     def statement(self, parameters, body):
         statement, data = (parameters["query"], body) if "query" in parameters else (body.decode(), b"")
         trouble = self.trouble(statement)
-        SEEN.append({"address": self.path, "statement": statement, "bytes": len(data), "trouble": trouble})
+        seen = {"address": self.path, "statement": statement, "bytes": len(data), "trouble": trouble}
+        SEEN.append(seen)
         try:
             if (self.headers.get("X-ClickHouse-User"), self.headers.get("X-ClickHouse-Key")) != (USER, PASSWORD):
                 raise Refused(516, f"Code: 516. DB::Exception: {self.headers.get('X-ClickHouse-User')}: Authentication failed")
@@ -111,6 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             if trouble == "data":
                 raise Refused(117, "Code: 117. DB::Exception: Incorrect data")
             result = execute(statement, data, parameters)
+            seen["answer"] = len(result)
             if trouble == "after":
                 raise Refused(209, "Code: 209. DB::Exception: Timeout exceeded")
             if trouble == "cut":

@@ -3,8 +3,8 @@
 use super::settle::CLASSES;
 use meshdiff_analyzer::{AttributedRequest, CoverageClass, RequestCoverage, Sides, SocketRef, Try, Vantage};
 use meshdiff_model::{
-    AmbiguityReason, Attribution, Crossing, Detail, DurationNs, Evidence, HopProtocol, LocalAddr, MonotonicNs, PeerAddr,
-    RequestId, Segment, SocketCookie, UnmatchedReason, WallTime, Workload,
+    AmbiguityReason, Attribution, Crossing, Detail, DurationNs, Evidence, HopProtocol, LocalAddr, MonotonicNs,
+    PeerAddr, RequestId, Segment, SocketCookie, UnmatchedReason, WallTime, Workload,
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -226,7 +226,8 @@ pub(super) fn complete(request: &mut AttributedRequest, server_line: &str) -> an
 
 fn one_try(t: TryLine, start: Option<MonotonicNs>) -> anyhow::Result<Try> {
     let at = |since: Option<DurationNs>| Some(start?.offset(since?));
-    let server = t.server.map(|s| attribution(s.total_ns, s.segments.into_iter().map(|(s, t)| (s, t, Evidence::Kernel)), &[]));
+    let server =
+        t.server.map(|s| attribution(s.total_ns, s.segments.into_iter().map(|(s, t)| (s, t, Evidence::Kernel)), &[]));
     let links = |l: Links| [l.network.into(), l.server_loopback.into()];
     Ok(Try {
         began: at(t.began_ns),
@@ -248,7 +249,8 @@ fn attribution(
     times: impl Iterator<Item = (Segment, DurationNs, Evidence)>,
     details: &[(Segment, Detail, DurationNs)],
 ) -> anyhow::Result<Attribution> {
-    let split = times.fold(Attribution::of(total), |split, (segment, time, evidence)| split.add(segment, time, evidence));
+    let split =
+        times.fold(Attribution::of(total), |split, (segment, time, evidence)| split.add(segment, time, evidence));
     Ok(details.iter().fold(split, |split, &(s, d, t)| split.detail(s, d, t)).build()?)
 }
 

@@ -1,5 +1,6 @@
 //! Captures in ClickHouse: `store` and `--store` put them there, `report --store` reads them.
 
+mod accepted;
 mod args;
 mod line;
 mod read;

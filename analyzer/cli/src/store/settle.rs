@@ -3,6 +3,7 @@
 //! Each request belongs to the capture in which it began. It is joined together with the captures before and after, so that it does not
 //! matter where a recording was cut.
 
+use super::accepted::Accepted;
 use crate::agent;
 use crate::analysis::{self, Joined};
 use anyhow::Context;
@@ -11,8 +12,8 @@ use meshdiff_capture::clickhouse::{HalfRow, JoinedRequests, RequestKind, Request
 use meshdiff_capture::{Capture, CaptureData, Meta};
 use meshdiff_graph::MeshGraph;
 use meshdiff_model::{
-    Crossing, Detail, Direction, DurationNs, JoinOutcome, JoinedHop, Link, MonotonicNs, Segment, SegmentMap, SeqNo,
-    SocketCookie, UnmatchedReason, WallTime,
+    Crossing, Detail, Direction, DurationNs, HopProtocol, JoinOutcome, JoinedHop, Link, MonotonicNs, Segment,
+    SegmentMap, SeqNo, SocketCookie, UnmatchedReason, WallTime,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -61,8 +62,7 @@ fn together(captures: Vec<CaptureData>) -> Option<CaptureData> {
     let mut sockets: BTreeMap<_, _> = std::mem::take(&mut whole.sockets).into_iter().map(|s| (s.cookie, s)).collect();
     let mut proxies: BTreeMap<_, _> =
         std::mem::take(&mut whole.proxies).into_iter().map(|p| (p.node.clone(), p)).collect();
-    let mut processes: BTreeMap<_, _> =
-        std::mem::take(&mut whole.processes).into_iter().map(|p| (p.tgid, p)).collect();
+    let mut processes: BTreeMap<_, _> = std::mem::take(&mut whole.processes).into_iter().map(|p| (p.tgid, p)).collect();
     for data in all {
         sockets.extend(data.sockets.into_iter().map(|s| (s.cookie, s)));
         proxies.extend(data.proxies.into_iter().map(|p| (p.node.clone(), p)));
@@ -85,21 +85,35 @@ fn rows(data: &mut CaptureData) -> anyhow::Result<Vec<RequestRow>> {
     let Joined { mut mesh, directory, requests, errors } = analysis::join(data, None);
     let places = places(&mesh, errors.is_empty());
     let lines = lines(&requests)?;
-    let mut list: Vec<RequestRow> = requests.iter().zip(lines).map(|(r, line)| row(r, &requests, line)).collect();
-    let starts = |at: MonotonicNs| data.meta.clock.to_wall(at).unwrap_or(data.meta.start.wall);
+    let names = unique_names(&requests);
+    let mut list: Vec<RequestRow> =
+        requests.iter().zip(lines).enumerate().map(|(i, (r, line))| row(r, i, &requests, &names, line)).collect();
+    let wall = |at: MonotonicNs| data.meta.clock.to_wall(at).unwrap_or(data.meta.start.wall);
     let mut odd = |kind: RequestKind, start: WallTime, reason: Option<String>, namespace: Option<String>| {
-        let id = format!("{}-{}", kind_name(&kind), list.len());
+        let id = format!("odd-{}", list.len());
         list.push(RequestRow { id, kind, reason, start, server_namespace: namespace, ..nobodys() });
     };
-    // Where in the order of requests it was does not matter for what is counted.
-    errors.iter().for_each(|e| odd(RequestKind::Contradiction, data.meta.start.wall, Some(e.to_string()), None));
+    if !errors.is_empty() {
+        for hop in mesh.hops.iter().map(|h| &h.joined) {
+            if let Err(error) = attribute(hop) {
+                odd(RequestKind::Contradiction, start_of(hop, wall), Some(error.to_string()), None);
+            }
+        }
+    }
     for (at, server) in &mesh.unlogged_by_servers {
-        odd(RequestKind::Unlogged, starts(*at), None, server.namespace.clone());
+        odd(RequestKind::Unlogged, wall(*at), None, server.namespace.clone());
     }
 
     let halves: Vec<usize> = (0..mesh.hops.len()).filter(|&i| is_half(&mesh.hops[i].joined)).collect();
     if halves.is_empty() {
         return Ok(list);
+    }
+    let accepted = Accepted::of(data, halves.iter().map(|&i| &mesh.hops[i].joined));
+    for &i in &halves {
+        let hop = &mut mesh.hops[i].joined;
+        if !is_shared(hop) {
+            accepted.propose(hop);
+        }
     }
     let numbers = Numbers::of(data, &mesh, &halves);
     let alone: Vec<JoinedHop> = halves.iter().map(|&i| mesh.hops[i].joined.clone()).collect();
@@ -112,7 +126,9 @@ fn rows(data: &mut CaptureData) -> anyhow::Result<Vec<RequestRow>> {
         let (Some(place), Some(as_half)) = (places[i], places_as_halves[i]) else { continue };
         let request = &seen_as_halves[as_half];
         let hop = &mesh.hops[i].joined;
-        list[place].half = Some(half(hop, alone, request, &mesh, &numbers));
+        let half =
+            if is_shared(alone) { shared_half(hop, request) } else { half(hop, alone, request, &mesh, &numbers) };
+        list[place].half = Some(half);
         list[place].calls_whole = calls_whole(request, &seen_as_halves);
     }
     Ok(list)
@@ -136,12 +152,21 @@ fn lines(requests: &[AttributedRequest]) -> anyhow::Result<Vec<String>> {
     Ok(String::from_utf8(text)?.lines().map(str::to_owned).collect())
 }
 
-const fn kind_name(kind: &RequestKind) -> &'static str {
-    match kind {
-        RequestKind::Request(class) => class,
-        RequestKind::Contradiction => "contradiction",
-        RequestKind::Unlogged => "unlogged",
-    }
+/// Each request's name. Streams that begin in one call on one socket share the id that reports show.
+fn unique_names(requests: &[AttributedRequest]) -> Vec<String> {
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    let name = |r: &AttributedRequest, times: &mut usize| {
+        *times += 1;
+        if *times > 1 { format!("{}~{times}", r.id) } else { r.id.clone() }
+    };
+    requests.iter().map(|r| name(r, seen.entry(&r.id).or_default())).collect()
+}
+
+/// When something that is no request of a report began, as far as that is known.
+fn start_of(hop: &JoinedHop, wall: impl Fn(MonotonicNs) -> WallTime) -> WallTime {
+    let log = hop.client_log.as_ref().or(hop.server_log.as_ref()).map(|l| l.start_time);
+    let kernel = hop.request.iter().filter_map(|c| c.send.or(c.ready)).min();
+    kernel.map(wall).or(log).unwrap_or(WallTime(0))
 }
 
 fn nobodys() -> RequestRow {
@@ -167,12 +192,12 @@ fn nobodys() -> RequestRow {
     }
 }
 
-fn row(r: &AttributedRequest, all: &[AttributedRequest], line: String) -> RequestRow {
+fn row(r: &AttributedRequest, place: usize, all: &[AttributedRequest], names: &[String], line: String) -> RequestRow {
     let (client, server) = parts::hop_ends(r);
     let json = |w| serde_json::to_string(w).unwrap_or_default();
     RequestRow {
-        id: r.id.clone(),
-        parent: r.parent.map(|p| all[p].id.clone()),
+        id: names[place].clone(),
+        parent: r.parent.map(|p| names[p].clone()),
         kind: RequestKind::Request(class_name(r.coverage.class)),
         reason: r.coverage.reason.map(str::to_owned),
         start: r.start,
@@ -231,9 +256,39 @@ const fn crossings(hop: &JoinedHop) -> (&Crossing, &Crossing) {
     if hop.client_log.is_some() { (response, request) } else { (request, response) }
 }
 
+/// True if the connection between the sidecars is encrypted and carries several requests at once, as far as one end of it tells.
+fn is_shared(hop: &JoinedHop) -> bool {
+    // At the accepting end the sidecar's log says what the client's end, where all is encrypted, cannot know.
+    let (own, reason) = if hop.client_log.is_some() {
+        (&hop.client_half, UnmatchedReason::ProtocolNotRead)
+    } else {
+        (&hop.server_half, UnmatchedReason::MultiplexedEncrypted)
+    };
+    own.reason() == Some(reason.as_str()) && hop.sockets[2..4] == [None; 2]
+}
+
+/// What the logs of both sidecars say of a request on a shared connection goes together so: the server's, as long as it says it served,
+/// lies somewhere within the client's. Where, does not matter to any of its parts.
+fn serve_by_log(hop: &mut JoinedHop) {
+    let Some(log) = &hop.server_log else { return };
+    let served = log.timings.time_to_first_downstream_tx_byte.or_else(|| log.timings.extent());
+    let (request, response) = (hop.request_on(Link::ServerLoopback), hop.response_on(Link::ServerLoopback));
+    let sent = request.send.zip(response.ready).map_or(MonotonicNs(0), |(sent, _)| sent);
+    let back = served.map(|served| sent.offset(served));
+    let network = Link::Network as usize;
+    hop.request[network].ready = Some(sent);
+    (hop.response[network].send, hop.response[network].last_send) = (back, back);
+}
+
 fn take_as_whole(hop: &mut JoinedHop) {
     let network = Link::Network as usize;
     let client = hop.client_log.is_some();
+    if is_shared(hop) {
+        if !client {
+            serve_by_log(hop);
+        }
+        return;
+    }
     let came = if client { &mut hop.response[network] } else { &mut hop.request[network] };
     if came.ready.is_none() || came.recv.is_none() {
         (came.ready, came.recv) = (came.last_ready, came.last_recv);
@@ -267,11 +322,8 @@ fn half(
     let came_end = cookie.and_then(|c| numbers.came_until(c, came.last_ready.or(came.ready)?));
     let sent_end = cookie.and_then(|c| numbers.sent_from(c, sent.send?)).map(|n| n.advance(sent.bytes));
     let ends = if client { [sent_end, came_end] } else { [came_end, sent_end] };
-    let (mut split, complete) = own_split(request, client, inside(hop));
+    let (split, complete) = own_split(request, client, inside(hop));
     let inside = inside(hop).unwrap_or(DurationNs::ZERO);
-    if client && split.segments.get(Segment::Unattributed) == Some(DurationNs::ZERO) {
-        split.segments = without(&split.segments, Segment::Unattributed);
-    }
     let at_once = |c: &Crossing| c.last_ready.is_some() && c.ready == c.last_ready;
     let read_at_once = |c: &Crossing| at_once(c) && c.recv.is_some() && c.recv == c.last_recv;
     let body = log.map_or(1, |l| l.request_body_bytes);
@@ -287,15 +339,18 @@ fn half(
         && !in_pieces
         && !hop.is_retried()
         && hop.attempts.is_empty()
-        && hop.http2.is_none()
+        && speaks_for_itself(hop)
         && hop.gave_up.is_none()
         && hop.abandoned == [None; 2]
         && !hop.network_by_log
         && (client || request.server.workload.is_some());
     HalfRow {
         client,
-        flow: address.filter(|_| ends[0].is_some()).map(|a| a.to_string()).unwrap_or_default(),
-        ends: ends.map(|n| n.unwrap_or_default().0),
+        flow: address.map(|a| a.to_string()).unwrap_or_default(),
+        key: address.zip(ends[0]).map(|(a, end)| format!("{a}#{}", end.0)).unwrap_or_default(),
+        shared: false,
+        alike: String::new(),
+        answer_end: ends[1].unwrap_or_default().0,
         inside,
         came_at_once: came_alone.ready.is_some() && came_alone.recv.is_some(),
         sent_at_once: sent_alone.send.is_some() && sent_alone.send == sent_alone.last_send,
@@ -304,6 +359,58 @@ fn half(
         method: log.and_then(|l| l.method.as_deref()).map(str::to_owned),
         split,
     }
+}
+
+/// Half of a request on a connection that others share: the sidecars' logs tell how long it took beyond the client's, and how long the
+/// server's served.
+fn shared_half(hop: &JoinedHop, request: &AttributedRequest) -> HalfRow {
+    let client = hop.client_log.is_some();
+    let log = hop.client_log.as_ref().or(hop.server_log.as_ref());
+    let beyond = request.attribution.segments().get(Segment::Unattributed);
+    let inside = if client { beyond } else { inside(hop) };
+    let (mut split, complete) = own_split(request, client, inside);
+    if !client {
+        // Of what its sidecar did meanwhile, a log that is not put on the kernel's clock says no more than how long it took.
+        split.details.retain(|(segment, ..)| *segment != Segment::ServerSidecar);
+    }
+    let address = log.and_then(|l| {
+        let downstream = l.downstream_direct_remote_address.map(|a| a.0);
+        if client { l.upstream_local_address.map(|a| a.0) } else { downstream }
+    });
+    let id = log.and_then(|l| l.request_id.as_ref()).map(|id| unsampled(&id.0));
+    let loopback = if client { Link::ClientLoopback } else { Link::ServerLoopback };
+    let came = if client { hop.response_on(loopback) } else { hop.request_on(loopback) };
+    let bodyless = !client && log.is_some_and(|l| l.request_body_bytes == 0) && came.last_ready.is_none();
+    let plain = complete
+        && (bodyless || (came.last_ready.is_some() && came.ready == came.last_ready))
+        && speaks_for_itself(hop)
+        && !hop.is_retried()
+        && hop.attempts.is_empty()
+        && hop.gave_up.is_none()
+        && (client || request.server.workload.is_some());
+    HalfRow {
+        client,
+        flow: address.map(|a| a.to_string()).unwrap_or_default(),
+        key: address.zip(id.as_ref()).map(|(a, id)| format!("{a}#id#{id}")).unwrap_or_default(),
+        shared: true,
+        alike: log.map_or_else(String::new, |l| {
+            format!("{:?} {:?} {} {}", l.path, l.response_code, l.request_body_bytes, l.response_body_bytes)
+        }),
+        answer_end: 0,
+        inside: inside.unwrap_or(DurationNs::ZERO),
+        came_at_once: false,
+        sent_at_once: false,
+        plain,
+        request_id: id,
+        method: log.and_then(|l| l.method.as_deref()).map(str::to_owned),
+        split,
+    }
+}
+
+/// False where frames that only the other node saw may say what protocol it is.
+fn speaks_for_itself(hop: &JoinedHop) -> bool {
+    let http2 = |protocol| matches!(protocol, HopProtocol::Http2 | HopProtocol::Grpc | HopProtocol::Http3);
+    hop.http2.is_some() || hop.client_log.as_ref().is_none_or(|l| !http2(l.protocol))
 }
 
 /// What lies beyond the client's sidecar, or within the server's.
@@ -319,7 +426,7 @@ fn own_split(request: &AttributedRequest, client: bool, inside: Option<DurationN
     let mut segments = *a.segments();
     let complete = if client {
         let rest = segments.get(Segment::Unattributed).unwrap_or(DurationNs::ZERO) - inside;
-        segments.set(Segment::Unattributed, rest);
+        segments = without(&segments, Segment::Unattributed);
         rest == DurationNs::ZERO
     } else {
         // The client waits for the rest of the response, and says for how long.

@@ -47,11 +47,8 @@ pub(crate) fn summed(store: &str, args: &SourceArgs) -> Result<Option<SummedRepo
     let (start_wall, end_wall) = (wall(data.meta.start.monotonic), wall(end));
     let since = args.since.map(|s| back(end_wall, s));
     let several = whole.map(|_| (start_wall, end_wall));
-    let cut = Cut {
-        namespace: args.namespace.clone(),
-        from: since.max(several.map(|s| s.0)),
-        until: several.map(|s| s.1),
-    };
+    let cut =
+        Cut { namespace: args.namespace.clone(), from: since.max(several.map(|s| s.0)), until: several.map(|s| s.1) };
     let counts = store.counts(&found, &cut)?;
     if counts.is_empty() {
         return Ok(not(&"there are no requests in it"));

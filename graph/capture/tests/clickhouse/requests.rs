@@ -3,7 +3,8 @@
 use super::{HOUR, options, segment, url};
 use meshdiff_capture::Capture;
 use meshdiff_capture::clickhouse::{
-    Choice, Cut, Doubts, Found, HalfRow, JoinedRequests, RequestKind, RequestRow, Shipper, Split, Store, Why, capture_id,
+    Choice, Cut, Doubts, Found, HalfRow, JoinedRequests, RequestKind, RequestRow, Shipper, Split, Store, Why,
+    capture_id,
 };
 use meshdiff_model::{Detail, DurationNs, Segment, SegmentMap, WallTime};
 use std::path::Path;
@@ -135,8 +136,7 @@ pub(crate) fn halves_are_joined(server: &super::Server) {
         split: Split { segments: times(&[(Segment::ServerApp, 20)]), details: vec![] },
         ..whole(i, "b", "c")
     };
-    let wholes: Vec<RequestRow> =
-        (0..250).map(|i| whole(i, "a", "b")).chain((0..25).map(|i| called(i * 10))).collect();
+    let wholes: Vec<RequestRow> = (0..250).map(|i| whole(i, "a", "b")).chain((0..25).map(|i| called(i * 10))).collect();
     let a = segment(dir.path(), 0, 30, 0..1);
     ship(&one.0, &a, "a", wholes);
     let first: Vec<RequestRow> = (0..250).map(|i| halves(i, "a", "b")[0].clone()).collect();
@@ -150,7 +150,8 @@ pub(crate) fn halves_are_joined(server: &super::Server) {
 
     let [one, two] = [one, two].map(|(url, store)| (found(&store), store, url));
     let ns = |name: &str| Cut { namespace: Some(name.into()), ..Cut::default() };
-    let late = Cut { from: Some(WallTime(BEGIN + 100_000_000)), until: Some(WallTime(BEGIN + 200_000_000)), ..Cut::default() };
+    let late =
+        Cut { from: Some(WallTime(BEGIN + 100_000_000)), until: Some(WallTime(BEGIN + 200_000_000)), ..Cut::default() };
     for cut in [Cut::default(), ns("a-ns"), ns("c-ns"), ns("o'ther"), late] {
         assert_eq!(one.1.why_not(&one.0, &cut).expect("asked"), None, "{cut:?}");
         assert_eq!(two.1.why_not(&two.0, &cut).expect("asked"), None, "{cut:?}");
@@ -163,7 +164,10 @@ pub(crate) fn halves_are_joined(server: &super::Server) {
     let (hops, near) = one.1.hops(&one.0, &all).expect("hops");
     assert_eq!(hops.len(), 2);
     let hop = hops.iter().find(|h| h.client == workload("a")).expect("from a");
-    assert_eq!((hop.requests, hop.n, &hop.codes[..], &hop.code_counts[..]), (250, 250, &[200, 503][..], &[166, 84][..]));
+    assert_eq!(
+        (hop.requests, hop.n, &hop.codes[..], &hop.code_counts[..]),
+        (250, 250, &[200, 503][..], &[166, 84][..])
+    );
     // 100 … 349: sum, sum of squares, nearest ranks.
     assert_eq!(hop.total, [56_125, 13_902_125, 224, 324, 347, 349].map(|n: i64| n.to_string()));
     assert_eq!(hop.detail_names, ["client_sidecar.queue", "server_app.self"]);
@@ -221,8 +225,7 @@ fn doubts(server: &super::Server, a: &Path, b: &Path) {
 /// The capture as another node would have made it.
 fn other_node(capture: &Path) -> std::path::PathBuf {
     let file = capture.join("meta.json");
-    let mut meta: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("JSON");
+    let mut meta: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("JSON");
     meta["host"]["bootId"] = "another boot".into();
     std::fs::write(&file, serde_json::to_vec(&meta).expect("JSON")).expect("written");
     assert_eq!(Capture::open(capture).expect("opens").meta().host.boot_id, "another boot");
