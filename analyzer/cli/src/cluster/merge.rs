@@ -4,7 +4,8 @@ use super::fetch::Fetched;
 use crate::analysis::window_end;
 use anyhow::Context;
 use meshdiff_capture::{
-    AlsStats, Capture, CaptureData, CaptureState, EntryCounts, HostInfo, KubernetesInfo, Meta, ProbeInfo, RecordingState, Unmeasured,
+    AlsStats, Capture, CaptureData, CaptureState, EntryCounts, HostInfo, KubernetesInfo, Meta, ProbeInfo,
+    RecordingState, Unmeasured,
 };
 use meshdiff_graph::nodes::{MergedNode, NodeRecording, merge};
 use meshdiff_model::{ClockSample, DurationNs, MonotonicNs, NodeId, ProbeTier, Proxy, WallTime};
