@@ -105,7 +105,7 @@ impl MeshGraph {
     /// Joins a recording. Never fails: what cannot be joined carries its reason.
     #[must_use]
     pub fn build(input: HopInput<'_>, processes: &[Process], directory: &dyn Directory) -> Self {
-        let mut joined = crate::join::join(input);
+        let mut joined = crate::join::join(input, |_| false);
         let hops = std::mem::take(&mut joined.hops);
         let said = Said::of(input, &joined.endpoints, &joined.connections);
         let callers = callers(&hops, &joined.netns());
@@ -152,10 +152,11 @@ impl MeshGraph {
     }
 
     /// Only the requests of a recording, without what ties them: no lines, no callers, no edges between pods. Each request is the same as
-    /// [`build`](Self::build) makes it; for who wants nothing but their splits, again and again.
+    /// [`build`](Self::build) makes it; for who wants nothing but their splits, again and again. `earlier` tells the sockets of which
+    /// messages came before that are not in the input any more: what comes first here is not what came first on their connections.
     #[must_use]
-    pub fn requests_of(input: HopInput<'_>) -> Self {
-        let joined = crate::join::join(input);
+    pub fn requests_of(input: HopInput<'_>, earlier: impl Fn(SocketCookie) -> bool) -> Self {
+        let joined = crate::join::join(input, earlier);
         let mut mesh = Self::bare(&joined);
         let Joined { endpoints, hops, .. } = joined;
         for e in &endpoints {

@@ -8,6 +8,7 @@ mod hop;
 mod multiplexed;
 mod parts;
 mod relayed;
+mod ripe;
 mod serial;
 mod streams;
 mod turns;
@@ -23,10 +24,10 @@ use meshdiff_model::{
     AmbiguityReason, ClockAnchor, DurationNs, HopProtocol, HopSide, Http2Stream, JoinOutcome, JoinedHop, Message,
     MonotonicNs, NetnsId, Side, Socket, SocketCookie, UnmatchedReason,
 };
-pub use parts::Patience;
-use parts::Ripe;
 pub(crate) use parts::{InParts, Step};
 use relayed::Relayed;
+pub use ripe::Patience;
+use ripe::Ripe;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -187,10 +188,13 @@ impl Deref for Joiner<'_> {
     }
 }
 
-pub(crate) fn join(input: HopInput<'_>) -> Joined {
+/// Joins a recording. `earlier` tells the sockets of which something came before it.
+pub(crate) fn join(input: HopInput<'_>, earlier: impl Fn(SocketCookie) -> bool) -> Joined {
     let endpoints = crate::connection::endpoints(input.sockets, input.messages);
     let ground = Ground::of(endpoints, Sent::of(input.http2), input.clock, !input.messages.is_empty());
-    let mut joiner = Joiner::new(input, ground, |_| false);
+    let began = |c: &Connection| c.ends().any(|end| earlier(ground.endpoints[end].socket.cookie));
+    let began: Vec<bool> = ground.connections.iter().map(began).collect();
+    let mut joiner = Joiner::new(input, ground, |c| began[c]);
     let Found { hops, client_messages, unlogged, .. } = joiner.hops(None);
     let tcp = |log: &&HopSide| log.access_log_type.is_terminal() && log.protocol == HopProtocol::Tcp;
     let tcp_entries = input.access_logs.iter().filter(tcp).count() as u64;

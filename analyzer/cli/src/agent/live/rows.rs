@@ -137,7 +137,8 @@ impl Rows {
             clock: &clock,
             window: (self.began, bound),
         };
-        let mesh = MeshGraph::requests_of(input);
+        // What was counted is gone: a connection's first request here may not be its first.
+        let mesh = MeshGraph::requests_of(input, |socket| self.done.contains_key(&socket));
         let (line, mut used, mut contradictions) = (self.counted_until, HashSet::new(), 0);
         for (i, hop) in mesh.hops.iter().enumerate() {
             let over = match attribute_hop(&mesh, i, &directory, &clock) {
@@ -230,7 +231,7 @@ impl Rows {
         let recent = |log: &HopSide| logged_end(log, clock).is_some_and(|end| end >= until.offset(-MARGIN));
         self.access_logs.retain(|log| recent(log) && !used.contains(&LogKey::of(log)));
         self.sockets.retain(|_, s| s.closed.is_none_or(|at| at >= longest));
-        self.done.retain(|cookie, used| *used >= stray && self.sockets.contains_key(cookie));
+        self.done.retain(|cookie, _| self.sockets.contains_key(cookie));
     }
 }
 

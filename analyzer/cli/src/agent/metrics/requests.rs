@@ -1,13 +1,14 @@
 //! Requests as Prometheus wants them.
 
 use meshdiff_analyzer::{AttributedRequest, CoverageClass};
-use meshdiff_model::{DurationNs, Segment, Workload};
+use meshdiff_model::{DurationNs, Segment};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::histogram::{Histogram, NativeHistogramConfig};
 use prometheus_client::registry::{Registry, Unit};
-use std::collections::HashSet;
+use rustc_hash::{FxHashMap, FxHasher};
+use std::hash::{Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
 
 /// Pairs of workloads that get a name of their own. Each has some twenty series, most of which are histograms.
@@ -77,7 +78,38 @@ pub(crate) struct RequestMetrics {
     totals: Family<OfTotal, Histogram, Make>,
     requests: Family<OfCount, Counter>,
     beyond: Counter,
-    hops: Mutex<HashSet<Hop>>,
+    hops: Mutex<Hops>,
+}
+
+/// The hops that have series of their own, by what names them: finding a series by its labels takes longer than adding to it.
+#[derive(Debug, Default)]
+struct Hops {
+    known: FxHashMap<u64, Vec<Known>>,
+    count: usize,
+}
+
+/// What names a hop, as it came: namespaces, workloads and the service.
+type Names<'a> = [Option<&'a str>; 5];
+
+/// A hop, and its series as far as they were needed.
+#[derive(Debug)]
+struct Known {
+    names: [Option<Box<str>>; 5],
+    series: Series,
+}
+
+#[derive(Debug)]
+struct Series {
+    hop: Hop,
+    segments: [Option<Histogram>; Segment::ALL.len()],
+    totals: Vec<(&'static str, Histogram)>,
+    requests: Vec<(&'static str, &'static str, Counter)>,
+}
+
+impl Series {
+    fn of(hop: Hop) -> Self {
+        Self { hop, segments: [const { None }; Segment::ALL.len()], totals: Vec::new(), requests: Vec::new() }
+    }
 }
 
 impl RequestMetrics {
@@ -117,7 +149,6 @@ impl RequestMetrics {
 
     /// Counts a request.
     pub(crate) fn observe(&self, request: &AttributedRequest) {
-        let hop = self.hop(request);
         let coverage = match request.coverage.class {
             CoverageClass::Full => "full",
             CoverageClass::PartialClient => "client",
@@ -134,48 +165,88 @@ impl RequestMetrics {
             Some(500..=599) => "5xx",
             _ => "none",
         };
-        self.requests.get_or_create(&OfCount { hop: hop.clone(), coverage, code }).inc();
+        self.with_series(request, |series| self.add(series, request, coverage, code));
+    }
+
+    fn add(&self, series: &mut Series, request: &AttributedRequest, coverage: &'static str, code: &'static str) {
+        let Series { hop, segments, totals, requests } = series;
+        let count = match requests.iter().position(|(c, k, _)| (*c, *k) == (coverage, code)) {
+            Some(at) => &requests[at].2,
+            None => {
+                let labels = OfCount { hop: hop.clone(), coverage, code };
+                requests.push((coverage, code, self.requests.get_or_create_owned(&labels)));
+                &requests[requests.len() - 1].2
+            }
+        };
+        count.inc();
         // Which request it was is not certain: neither is whose time it is.
         if matches!(request.coverage.class, CoverageClass::Ambiguous | CoverageClass::Unmatched) {
             return;
         }
-        for segment in Segment::ALL.into_iter().filter(|s| *s != Segment::Unattributed) {
+        for (at, segment) in Segment::ALL.into_iter().enumerate().filter(|(_, s)| *s != Segment::Unattributed) {
             if let Some(time) = request.attribution.segments().get(segment) {
-                let labels = OfSegment { hop: hop.clone(), segment: segment.as_str() };
-                self.segments.get_or_create(&labels).observe(seconds(time));
+                let histogram = segments[at].get_or_insert_with(|| {
+                    self.segments.get_or_create_owned(&OfSegment { hop: hop.clone(), segment: segment.as_str() })
+                });
+                histogram.observe(seconds(time));
             }
         }
         // What a server's node alone sees is not what the client waited: hence the label.
         let vantage = request.vantage.as_str();
-        self.totals.get_or_create(&OfTotal { hop, vantage }).observe(seconds(request.attribution.total()));
+        let total = match totals.iter().position(|(v, _)| *v == vantage) {
+            Some(at) => &totals[at].1,
+            None => {
+                let labels = OfTotal { hop: hop.clone(), vantage };
+                totals.push((vantage, self.totals.get_or_create_owned(&labels)));
+                &totals[totals.len() - 1].1
+            }
+        };
+        total.observe(seconds(request.attribution.total()));
     }
 
-    fn hop(&self, request: &AttributedRequest) -> Hop {
+    /// Does something with the series of a request's hop.
+    fn with_series(&self, request: &AttributedRequest, work: impl FnOnce(&mut Series)) {
         let (client, server) = (&request.client, &request.server);
-        let hop = Hop {
-            client_namespace: name(client, |w| w.namespace.as_deref()),
-            client_workload: name(client, |w| w.workload.as_deref()),
-            server_namespace: name(server, |w| w.namespace.as_deref()),
-            server_workload: name(server, |w| w.workload.as_deref()),
-            server_service: name(server, |w| w.service.as_deref()),
-        };
+        let names: Names<'_> = [
+            client.namespace.as_deref(),
+            client.workload.as_deref(),
+            server.namespace.as_deref(),
+            server.workload.as_deref(),
+            server.service.as_deref(),
+        ];
+        let mut hasher = FxHasher::default();
+        names.hash(&mut hasher);
         let mut hops = self.hops.lock().unwrap_or_else(PoisonError::into_inner);
-        if hops.contains(&hop) {
-            return hop;
-        }
-        if hops.len() >= MOST_HOPS {
-            self.beyond.inc();
-            let other = || OTHER.to_owned();
-            return Hop {
-                client_namespace: other(),
-                client_workload: other(),
-                server_namespace: other(),
-                server_workload: other(),
-                server_service: other(),
-            };
-        }
-        hops.insert(hop.clone());
-        hop
+        let Hops { known, count } = &mut *hops;
+        let alike = known.entry(hasher.finish()).or_default();
+        let is = |known: &Known| known.names.iter().map(Option::as_deref).eq(names);
+        let at = match alike.iter().position(is) {
+            Some(at) => at,
+            None if *count < MOST_HOPS => {
+                *count += 1;
+                let [client_namespace, client_workload, server_namespace, server_workload, server_service] =
+                    names.map(name);
+                let hop = Hop { client_namespace, client_workload, server_namespace, server_workload, server_service };
+                alike.push(Known { names: names.map(|n| n.map(Box::from)), series: Series::of(hop) });
+                alike.len() - 1
+            }
+            None => {
+                if alike.is_empty() {
+                    known.remove(&hasher.finish());
+                }
+                self.beyond.inc();
+                let other = || OTHER.to_owned();
+                let hop = Hop {
+                    client_namespace: other(),
+                    client_workload: other(),
+                    server_namespace: other(),
+                    server_workload: other(),
+                    server_service: other(),
+                };
+                return work(&mut Series::of(hop));
+            }
+        };
+        work(&mut alike[at].series);
     }
 }
 
@@ -185,7 +256,7 @@ pub(crate) fn seconds(time: DurationNs) -> f64 {
     ns / 1e9
 }
 
-fn name(workload: &Workload, of: impl Fn(&Workload) -> Option<&str>) -> String {
-    let Some(name) = of(workload) else { return UNKNOWN.to_owned() };
+fn name(name: Option<&str>) -> String {
+    let Some(name) = name else { return UNKNOWN.to_owned() };
     name.chars().filter(|c| !c.is_control()).take(LONGEST_NAME).collect()
 }
