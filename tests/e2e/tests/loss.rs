@@ -67,8 +67,7 @@ fn is_hit(request: &Request, lost: &[&PacketRecord]) -> bool {
     let from = request.crossings.request.get("network").and_then(|c| c.send_ns);
     let to = request.crossings.response.get("network").and_then(|c| c.ready_ns);
     let (Some(from), Some(to)) = (from, to) else { return false };
-    let of_it = |p: &&&PacketRecord| {
+    lost.iter().any(|p| {
         (ends == [p.source, p.destination] || ends == [p.destination, p.source]) && (from..=to).contains(&p.in_ns.0)
-    };
-    lost.iter().find(of_it).is_some()
+    })
 }
