@@ -1,7 +1,7 @@
 //! Puts a client's half and a server's half together, and counts what has neither.
 
 use super::hop::forget_ends;
-use super::parts::Ripe;
+use super::ripe::Ripe;
 use super::{AT_THE_END, Entry, Joiner, TOLERANCE};
 use crate::exchange::Exchange;
 use meshdiff_model::{

@@ -1,6 +1,6 @@
 //! Requests that a server's sidecar handed to its application, and of which no log entry came.
 
-use super::parts::Ripe;
+use super::ripe::Ripe;
 use super::{AT_THE_END, Entry, Joiner};
 use crate::stream::Offset;
 use meshdiff_model::{Content, Link, MonotonicNs, NetnsId};
