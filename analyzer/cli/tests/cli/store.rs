@@ -266,11 +266,15 @@ fn two_nodes(server: &Server, folder: &Path, data: &CaptureData) {
     let (joined, log) = report(&["--join-here", "--store", &url]);
     assert!(log.contains("node=\"node-a\"") && log.contains("node=\"node-b\""), "{log}");
     assert!(joined["coverage"]["requests"].as_u64().is_some_and(|n| n > 100), "{}", joined["coverage"]);
+    // Of this recording some pairs are not certain, and that is said; where all are, waterfalls have instants of two clocks.
     let (stored, log) = report(&["--store", &url]);
-    assert!(is_summed(&log), "{log}");
-    // Waterfalls have instants of two clocks, and lines the alignment of what is read of them.
-    for part in ["coverage", "verdict", "hops", "window"] {
-        assert_eq!(stored[part], joined[part], "{part}");
+    if is_summed(&log) {
+        for part in ["coverage", "verdict", "hops", "window"] {
+            assert_eq!(stored[part], joined[part], "{part}");
+        }
+    } else {
+        assert!(log.contains("it would not be certain"), "{log}");
+        assert_eq!(stored, joined);
     }
 }
 

@@ -398,7 +398,8 @@ impl Summary<'_> {
              WHERE w.n >= if(per_mille > 900, {}, {NEAR_MINIMUM}) \
              AND abs(w.place - (greatest(intDiv(w.n * per_mille + 999, 1000), 1) - 1)) <= \
              greatest(if(per_mille > 900, intDiv(w.n, 100), intDiv(w.n, 20)), 1) \
-             GROUP BY w.client, w.server, w.service, w.protocol, per_mille ORDER BY per_mille",
+             GROUP BY w.client, w.server, w.service, w.protocol, per_mille \
+             ORDER BY client, server, service, protocol, per_mille",
             occurs.join(", "),
             sums.join(", "),
             self.requests(),

@@ -2,9 +2,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod requests;
 #[path = "../../../../tests/clickhouse/server.rs"]
 mod server;
-mod requests;
 
 use meshdiff_capture::clickhouse::{Choice, Shipper, ShipperOptions, ShipperStats, Store, StoreError, StoreUrl};
 use meshdiff_capture::{Capture, CaptureData, CaptureSink, CaptureWriter, WriterOptions};

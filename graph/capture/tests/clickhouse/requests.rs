@@ -41,8 +41,8 @@ fn whole(i: i64, client: &str, server: &str) -> RequestRow {
         split: Split {
             segments: times(&[(Segment::ClientSidecar, 40), (Segment::Network, 10 + i), (Segment::ServerApp, 50)]),
             details: vec![
-                (Segment::ServerApp, Detail::SelfTime, DurationNs(50)),
                 (Segment::ClientSidecar, Detail::Queue, DurationNs(0)),
+                (Segment::ServerApp, Detail::SelfTime, DurationNs(50)),
             ],
         },
         client_seen: true,
@@ -71,8 +71,8 @@ fn halves(i: i64, client: &str, server: &str) -> [RequestRow; 2] {
         split: Split { segments: times(list), details: vec![detail] },
     };
     let details = &request.split.details;
-    let ours = half(true, 60 + i, &[(Segment::ClientSidecar, 40)], details[1]);
-    let theirs = half(false, 50, &[(Segment::ServerApp, 50)], details[0]);
+    let ours = half(true, 60 + i, &[(Segment::ClientSidecar, 40)], details[0]);
+    let theirs = half(false, 50, &[(Segment::ServerApp, 50)], details[1]);
     let alone = |kind, reason: &str, id: &str, half: HalfRow| RequestRow {
         id: id.into(),
         kind: RequestKind::Request(kind),
