@@ -3,7 +3,7 @@
 use meshdiff_e2e::{Exchanges, Lab, LabOptions, Recorder, binary, judge_exchanges, privileged, requests};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -61,7 +61,7 @@ fn what_a_clients_sidecar_could_not_log_is_estimated() {
 }
 
 /// What the report says.
-fn estimate(capture: &PathBuf) -> u64 {
+fn estimate(capture: &Path) -> u64 {
     let report = report(capture);
     report["coverage"]["lostAccessLogsEstimate"]
         .as_u64()
