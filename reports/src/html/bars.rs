@@ -17,6 +17,8 @@ pub(super) struct Block {
     pub(super) label: Option<String>,
     /// Text on hover.
     pub(super) tip: String,
+    /// Its part of the bar, 0 to 1.
+    share: f64,
 }
 
 /// A bar.
@@ -49,9 +51,17 @@ impl Bar {
                 width: percent(part_of(p.value)),
                 label: (part_of(p.value) >= LABEL_SHARE).then(|| text::duration(p.value)),
                 tip: words(p),
+                share: part_of(p.value),
             })
             .collect();
         Self { blocks, alt }
+    }
+
+    /// The same for a bar that is only so much of the usual length: what has no room any more is not written.
+    pub(super) fn shortened(&mut self, length: f64) {
+        for block in self.blocks.iter_mut().filter(|b| b.share * length < LABEL_SHARE) {
+            block.label = None;
+        }
     }
 }
 
@@ -104,6 +114,14 @@ mod tests {
         let widths: Vec<_> = bar.blocks.iter().map(|b| b.width.as_str()).collect();
         assert_eq!(widths, ["75.000%", "25.000%"]);
         assert_eq!(bar.alt, "part 3.00 µs (75%), part -500 ns (-12%), part 1.00 µs (25%)");
+    }
+
+    #[test]
+    fn a_short_bar_says_what_there_is_room_for() {
+        let mut bar = Bar::of(vec![part(3_000), part(1_000)]);
+        bar.shortened(0.2);
+        let labels: Vec<_> = bar.blocks.iter().map(|b| b.label.as_deref()).collect();
+        assert_eq!(labels, [Some("3.00 µs"), None]);
     }
 
     #[test]

@@ -67,7 +67,9 @@ impl HopView {
         let slowest = rows.iter().filter_map(|r| r.bar.as_ref()).map(|b| b.ns).max().unwrap_or_default();
         for bar in rows.iter_mut().filter_map(|r| r.bar.as_mut()) {
             // Of one hop's rows the lengths compare: that is what they are told apart for.
-            bar.scale = percent(bar.ns.0 as f64 / slowest.0.max(1) as f64);
+            let length = bar.ns.0 as f64 / slowest.0.max(1) as f64;
+            bar.scale = percent(length);
+            bar.bar.shortened(length);
         }
         Self {
             client: EndView::of(&h.client),
