@@ -54,7 +54,7 @@ impl<'a> Accepted<'a> {
         let mut sockets = self.by_peer.get(&peer(hop)?)?.iter().filter(alive);
         let (Some(socket), None) = (sockets.next(), sockets.next()) else { return None };
         let of = |direction| self.messages.get(&(socket.cookie, direction)).into_iter().flatten();
-        let came = of(Direction::Ingress).flat_map(|m| &m.readies).filter(|r| r.at <= passed_on).next_back()?;
+        let came = of(Direction::Ingress).flat_map(|m| &m.readies).rfind(|r| r.at <= passed_on)?;
         let read = of(Direction::Ingress).flat_map(|m| &m.recvs).find(|r| came.seq.distance(r.seq) >= 0)?;
         let (message, first) =
             of(Direction::Egress).find_map(|m| Some((m, m.sends.iter().find(|s| s.at >= answered)?)))?;
