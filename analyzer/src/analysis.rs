@@ -93,7 +93,7 @@ pub fn attribute_hop(
         request_id: log.and_then(|l| l.request_id.clone()),
         protocol: if is_grpc { HopProtocol::Grpc } else { spoken },
         method: log.and_then(|l| l.method.clone()).or(seen_method),
-        path: log.and_then(|l| l.path.clone()).or(seen_path),
+        path: log.and_then(|l| l.path.clone()).or(seen_path).filter(|path| !path.is_empty()),
         response_code: seen_status.or_else(|| log.and_then(|l| l.response_code)),
         response_flags,
         attempts: hop.client_log.as_ref().and_then(|l| l.upstream_request_attempt_count),

@@ -9,7 +9,10 @@ use meshdiff_capture::{Capture, CaptureData};
 use meshdiff_discovery::{Owners, service_of_cluster};
 use meshdiff_graph::lines::MetricsInput;
 use meshdiff_graph::{Directory, HopInput, MeshGraph};
-use meshdiff_model::{AttributionError, Metric as Unmeasured, MonotonicNs, NodeId, PodRecord, ProbeTier, Proxy, WallTime, Workload, WorkloadSource};
+use meshdiff_model::{
+    AttributionError, Metric as Unmeasured, MonotonicNs, NodeId, PodRecord, ProbeTier, Proxy, WallTime, Workload,
+    WorkloadSource,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -57,7 +60,11 @@ impl ByProxies {
     }
 
     /// What proxies say, and what Kubernetes said of its pods; of those whose addresses others claim, too, when they logged.
-    pub(crate) fn logged(proxies: &[Proxy], pods: &[PodRecord], logged: &BTreeMap<NodeId, (WallTime, WallTime)>) -> Self {
+    pub(crate) fn logged(
+        proxies: &[Proxy],
+        pods: &[PodRecord],
+        logged: &BTreeMap<NodeId, (WallTime, WallTime)>,
+    ) -> Self {
         Self(Owners::of(proxies, pods, logged))
     }
 
@@ -214,7 +221,17 @@ pub(crate) fn analyse(args: &SourceArgs, need: Need) -> Result<Analysis, Failure
     }
     let missing_metrics = measure(&mut mesh, &data, since.and_then(|s| data.meta.clock.to_monotonic(s)));
     let start = since.map_or(data.meta.start.wall, |s| WallTime(s.0.max(data.meta.start.wall.0)));
-    Ok(Analysis { source, mesh, requests, notes, window: (start, end_wall), namespace: asked, missing_metrics, directory, data })
+    Ok(Analysis {
+        source,
+        mesh,
+        requests,
+        notes,
+        window: (start, end_wall),
+        namespace: asked,
+        missing_metrics,
+        directory,
+        data,
+    })
 }
 
 /// What is said of requests that contradict themselves, of which this is the first, and of connections that are none.

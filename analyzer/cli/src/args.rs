@@ -102,6 +102,9 @@ pub(crate) struct RecordArgs {
     /// Also keep every single socket event (large; for looking into meshdiff itself)
     #[arg(long, conflicts_with = "no_probes", conflicts_with_all = OF_A_CLUSTER)]
     pub(crate) raw: bool,
+    /// Keep no request's path (queries, headers and bodies are never kept)
+    #[arg(long)]
+    pub(crate) redact_paths: bool,
     /// Tell the requests of applications that encrypt them themselves with a shared OpenSSL, by following its calls
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = TlsUprobes::Auto)]
     pub(crate) tls_uprobes: TlsUprobes,

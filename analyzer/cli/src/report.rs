@@ -3,8 +3,8 @@
 use crate::analysis::{Need, analyse};
 use crate::args::{Format, ReportArgs, RequestsArgs};
 use crate::exit::Failure;
-use crate::{by, by_parts};
 use crate::store::{self, SummedReport};
+use crate::{by, by_parts};
 use anyhow::Context;
 use meshdiff_analyzer::{Report, ReportInput};
 use meshdiff_capture::Meta;
@@ -29,14 +29,18 @@ pub(crate) fn report(args: &ReportArgs) -> Result<(), Failure> {
 /// A report that the store sums up, if it was asked for one of its own, and for nothing that needs single requests.
 fn summed(args: &ReportArgs) -> Result<Option<SummedReport>, Failure> {
     match &args.source.store {
-        Some(store) if !args.join_here && args.by.is_empty() && args.otlp.otlp.is_none() => store::summed(store, &args.source),
+        Some(store) if !args.join_here && args.by.is_empty() && args.otlp.otlp.is_none() => {
+            store::summed(store, &args.source)
+        }
         _ => Ok(None),
     }
 }
 
 /// A report over a large capture, if nothing that was asked for needs single requests.
 fn in_parts(args: &ReportArgs) -> Result<Option<(Report, ReportMeta)>, Failure> {
-    let Some(path) = args.source.capture.as_ref().filter(|path| path.join("meta.json").is_file()) else { return Ok(None) };
+    let Some(path) = args.source.capture.as_ref().filter(|path| path.join("meta.json").is_file()) else {
+        return Ok(None);
+    };
     if !args.by.is_empty() || args.otlp.otlp.is_some() {
         return Ok(None);
     }

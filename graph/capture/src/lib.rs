@@ -27,6 +27,7 @@ mod syncer;
 mod table;
 mod tables;
 mod view;
+mod without_paths;
 mod writer;
 
 pub use by_parts::{ByParts, LogOutline, MessageOutline};
@@ -43,6 +44,7 @@ pub use meta::{
 pub use reader::{Capture, CaptureData, CaptureState, ReadOptions};
 pub use sink::CaptureSink;
 pub use table::Table;
+pub use without_paths::WithoutPaths;
 pub use writer::{CaptureWriter, Existing, WriterOptions};
 
 /// The schema that this version writes. Within a version columns and fields may be added, never changed or removed.

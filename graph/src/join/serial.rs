@@ -236,7 +236,9 @@ impl Joiner<'_> {
             stream.piece_at(at).filter(|p| p.start == at).map(|p| p.content.clone()).filter(|c| *c != Content::Unknown)
         };
         let method = log.method.clone()?;
-        let logged = || Some(Content::Http1Request { method: method.clone(), path: log.path.clone()? });
+        // The path may have been left out of the recording.
+        let path = || log.path.clone().unwrap_or_default();
+        let logged = || Some(Content::Http1Request { method: method.clone(), path: path() });
         let request_content = seen(&client.egress, request.0).or_else(logged)?;
         if !matches!(&request_content, Content::Http1Request { method: seen, .. } if *seen == method) {
             return None;

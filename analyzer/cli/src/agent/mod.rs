@@ -41,7 +41,7 @@ use http::{App, HttpCounters};
 use info::About;
 use live::{LiveCounters, Tap};
 use meshdiff_als::{AlsServer, AlsSettings, AlsTls};
-use meshdiff_capture::Meta;
+use meshdiff_capture::{CaptureSink, Meta, WithoutPaths};
 use meshdiff_discovery::kube::Informers;
 use meshdiff_model::ProbeTier;
 use metrics::{Own, RequestMetrics};
@@ -272,7 +272,9 @@ impl Agent {
             let back = options.segment + Duration::from_secs(60);
             record::pods::source(Arc::clone(informers), move || record::pods::ago(back))
         });
-        Store::new(Box::new(sink), meta, als.clone(), Arc::default(), pace).with_pods(pods)
+        let sink: Box<dyn CaptureSink> =
+            if options.record.redact_paths { Box::new(WithoutPaths(sink)) } else { Box::new(sink) };
+        Store::new(sink, meta, als.clone(), Arc::default(), pace).with_pods(pods)
     }
 }
 

@@ -58,6 +58,9 @@ pub(crate) struct AgentArgs {
     /// Record access logs only: no privileges needed, and only bounds of the segments known
     #[arg(long)]
     pub(crate) no_probes: bool,
+    /// Keep no request's path (queries, headers and bodies are never kept)
+    #[arg(long)]
+    pub(crate) redact_paths: bool,
     /// Tell the requests of applications that encrypt them themselves with a shared OpenSSL, by following its calls
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = TlsUprobes::Auto)]
     pub(crate) tls_uprobes: TlsUprobes,
@@ -131,6 +134,7 @@ impl TryFrom<AgentArgs> for AgentOptions {
                 selection: meshdiff_discovery::Selection::Mesh,
                 force: false,
                 raw: false,
+                redact_paths: args.redact_paths,
                 ring_bytes: record::ring_bytes(args.ring_size)?,
                 follow_libraries: record::reach(args.tls_uprobes),
                 quiet: true,

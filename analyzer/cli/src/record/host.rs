@@ -47,6 +47,7 @@ fn settings(options: &Options) -> Map<String, Value> {
     map.insert("watch".to_owned(), watch);
     map.insert("ringBytes".to_owned(), json!(options.ring_bytes));
     map.insert("raw".to_owned(), json!(options.raw));
+    map.insert("redactPaths".to_owned(), json!(options.redact_paths));
     map.insert("tlsUprobes".to_owned(), json!(tls_uprobes));
     map
 }

@@ -21,7 +21,7 @@ use crate::exit::Failure;
 use anyhow::Context;
 use kernel::KernelSide;
 use meshdiff_als::{AlsServer, AlsSettings, AlsTls};
-use meshdiff_capture::{CaptureSink, CaptureWriter, Existing, WriterOptions};
+use meshdiff_capture::{CaptureSink, CaptureWriter, Existing, WithoutPaths, WriterOptions};
 use meshdiff_discovery::kube::Informers;
 use meshdiff_model::ProbeTier;
 use progress::Progress;
@@ -71,7 +71,9 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let mut writer_options = WriterOptions { existing, raw: options.raw, ..WriterOptions::default() };
     writer_options.sync = true;
     let writer = CaptureWriter::create(&options.output, &meta, writer_options)?;
-    runtime.block_on(session(options, server, kernel, Box::new(writer), meta))
+    let sink: Box<dyn CaptureSink> =
+        if options.redact_paths { Box::new(WithoutPaths(writer)) } else { Box::new(writer) };
+    runtime.block_on(session(options, server, kernel, sink, meta))
 }
 
 /// The informers of this node's pods, if they are wanted and there is a server to ask.

@@ -20,6 +20,8 @@ pub(crate) struct Options {
     pub(crate) selection: Selection,
     pub(crate) force: bool,
     pub(crate) raw: bool,
+    /// Keep no request's path.
+    pub(crate) redact_paths: bool,
     pub(crate) ring_bytes: u32,
     pub(crate) follow_libraries: Option<Reach>,
     pub(crate) quiet: bool,
@@ -81,6 +83,7 @@ impl TryFrom<RecordArgs> for Options {
             selection,
             force: args.force,
             raw: args.raw,
+            redact_paths: args.redact_paths,
             ring_bytes,
             follow_libraries: reach(args.tls_uprobes),
             quiet: args.quiet,

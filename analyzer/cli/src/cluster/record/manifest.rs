@@ -223,6 +223,9 @@ fn arguments(all: Vec<String>, options: &Options) -> Vec<String> {
     if !options.probes {
         arguments.push("--no-probes".to_owned());
     }
+    if options.redact_paths {
+        arguments.push("--redact-paths".to_owned());
+    }
     if let Some(mib) = options.ring_size {
         arguments.push(format!("--ring-size={mib}"));
     }

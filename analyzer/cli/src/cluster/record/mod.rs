@@ -159,6 +159,12 @@ impl Session<'_> {
             let why = |a: &Agent| format!("{}: {}", a.node, a.not_running.as_deref().unwrap_or_default());
             return Err(RecordError::NoneReady(agents.iter().map(why).collect()).into());
         }
+        if self.options.redact_paths {
+            return Err(Failure::Usage(
+                "--redact-paths: the agents that are installed decide what they keep. Let them run with it (agent.redactPaths in the Helm chart)"
+                    .to_owned(),
+            ));
+        }
         if let Some(namespace) = &self.options.namespace {
             let notes = agents::nodes_without(self.cluster, namespace, &agents).await;
             self.notes.extend(notes);

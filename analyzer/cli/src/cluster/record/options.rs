@@ -30,6 +30,8 @@ pub(super) struct Options {
     /// Another size of the kernel's ring than the agent's own, in MiB.
     pub(super) ring_size: Option<u32>,
     pub(super) tls_uprobes: TlsUprobes,
+    /// Keep no request's path.
+    pub(super) redact_paths: bool,
     pub(super) quiet: bool,
 }
 
@@ -77,6 +79,7 @@ impl Options {
             probes: !args.no_probes,
             ring_size,
             tls_uprobes: args.tls_uprobes,
+            redact_paths: args.redact_paths,
             quiet: args.quiet,
         })
     }
@@ -108,6 +111,7 @@ impl Options {
             probes: true,
             ring_size: None,
             tls_uprobes: TlsUprobes::Auto,
+            redact_paths: false,
             quiet: true,
         }
     }

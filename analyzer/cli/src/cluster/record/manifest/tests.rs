@@ -77,13 +77,15 @@ fn the_agent_understands_its_arguments() {
     use crate::args::{Cli, Command};
     use clap::Parser;
     for probes in [true, false] {
-        let options = Options { probes, ring_size: Some(32), tls_uprobes: TlsUprobes::File, ..options() };
+        let redact_paths = probes;
+        let options = Options { probes, redact_paths, ring_size: Some(32), tls_uprobes: TlsUprobes::File, ..options() };
         let pod = pod(&identity(), &anchored(), &options, 0, "node-a");
         let args = pod.spec.expect("a spec").containers.remove(0).args.expect("arguments");
         let cli = Cli::try_parse_from(std::iter::once("meshdiff".to_owned()).chain(args)).expect("understood");
         let Command::Agent(agent) = cli.command else { panic!("another command") };
         let agent = crate::agent::AgentOptions::try_from(*agent).unwrap_or_else(|_| panic!("refused"));
         assert_eq!((agent.record.probes, agent.record.ring_bytes, agent.kube), (probes, 32 << 20, false));
+        assert_eq!(agent.record.redact_paths, redact_paths);
     }
 }
 
