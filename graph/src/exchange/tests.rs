@@ -14,7 +14,7 @@ fn exchanges(messages: &[Message]) -> (Vec<Exchange>, Connection, Vec<Endpoint>)
     let endpoints = endpoints(&sockets, messages);
     let connections = pair(&endpoints);
     assert_eq!(connections.len(), 1);
-    (cut(0, &connections[0], &endpoints), connections[0], endpoints)
+    (cut(0, &connections[0], &endpoints, false), connections[0], endpoints)
 }
 
 fn post() -> Content {
@@ -153,7 +153,7 @@ fn what_only_the_receiver_saw_has_a_head_only_if_it_came_at_once() {
     let ready_of = |messages: &[Message]| {
         let endpoints = endpoints(&sockets, messages);
         let connection = pair(&endpoints)[0];
-        let list = cut(0, &connection, &endpoints);
+        let list = cut(0, &connection, &endpoints, false);
         list[0].request_crossing(&connection, &endpoints).ready
     };
     let once = crate::samples::received(2, 0, 50, 100);

@@ -95,7 +95,8 @@ fn topology(sockets: &[Socket], messages: &[Message], access_logs: &[HopSide]) -
     let endpoints = endpoints(sockets, messages);
     let connections = pair(&endpoints);
     let pods = [2, 3].map(|n| (NetnsId(n), pod(n as u8))).into();
-    lines::build(input, &endpoints, &connections, &processes(), &pods, &Pods)
+    let said = Said::of(input, &endpoints, &connections);
+    lines::build(&said, &endpoints, &connections, &processes(), &pods, &Pods)
 }
 
 fn name(t: &Topology, node: NodeIndex) -> String {
@@ -399,7 +400,9 @@ fn grpc_is_told_by_its_headers() {
     let input =
         HopInput { sockets: &sockets, messages: &messages, http2: &frames, access_logs: &[], clock: &clock, window };
     let endpoints = endpoints(&sockets, &messages);
-    let t = lines::build(input, &endpoints, &pair(&endpoints), &processes(), &BTreeMap::new(), &Pods);
+    let connections = pair(&endpoints);
+    let said = Said::of(input, &endpoints, &connections);
+    let t = lines::build(&said, &endpoints, &connections, &processes(), &BTreeMap::new(), &Pods);
     let spoken: Vec<_> = t.lines().map(|(_, _, _, l)| l.protocol).collect();
     assert_eq!(spoken, [LineProtocol::Tls, LineProtocol::Http2, LineProtocol::Grpc]);
 }

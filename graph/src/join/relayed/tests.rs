@@ -109,7 +109,7 @@ impl World {
             clock: &clock,
             window: (MonotonicNs(0), MonotonicNs(10_000_000)),
         };
-        join(input).hops
+        join(input, |_| false).hops
     }
 }
 

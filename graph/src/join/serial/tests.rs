@@ -91,7 +91,8 @@ impl World {
         ];
         let window = (MonotonicNs(0), MonotonicNs(100_000 * US));
         let (messages, access_logs) = (&self.messages[..], &self.logs[..]);
-        join(HopInput { sockets: &sockets, messages, http2: &[], access_logs, clock: &clock, window }).hops
+        let input = HopInput { sockets: &sockets, messages, http2: &[], access_logs, clock: &clock, window };
+        join(input, |_| false).hops
     }
 }
 
