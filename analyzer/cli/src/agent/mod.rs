@@ -92,6 +92,7 @@ pub(crate) fn run(options: &AgentOptions) -> Result<(), Failure> {
         None => als,
     };
     let mut meta = host::meta(&options.record, als.handle().local_addr());
+    meta.settings.insert(export::AGENT_START.to_owned(), serde_json::json!(meta.start.wall.0));
     let window = Window::open(&options.window, options.limits, meta.host.boot_id.clone())?;
     let informers = runtime.block_on(informers(options));
     if let Err(why) = &informers {

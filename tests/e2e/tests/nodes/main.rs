@@ -186,7 +186,15 @@ fn two_nodes_tell_of_requests_between_them() {
         late.len() >= 150 && late.iter().filter(|r| r.coverage.full).count() * 100 >= late.len() * 98
     });
     let (report, said) = cluster.report();
-    assert!(report["coverage"].to_string().contains("was killed"), "the gap is said: {} {said}", report["coverage"]);
+    // One that is killed while it closes a segment leaves none that is cut short; that another agent went on is said all the same.
+    let notes = report["coverage"].to_string();
+    let agents = || cluster.nodes.iter().map(cluster::Node::said).collect::<Vec<_>>();
+    assert!(
+        notes.contains("was killed") || notes.contains("an agent ended"),
+        "the gap is said: {} {said} {:#?}",
+        report["coverage"],
+        agents()
+    );
     assert!(report["coverage"]["requests"].as_u64() > Some(all as u64), "{}", report["coverage"]);
 
     let truth = lab.down();

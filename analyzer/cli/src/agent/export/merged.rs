@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 /// A pause between two segments that is worth a word: closing one and opening the next takes some ms.
 const PAUSE: DurationNs = DurationNs::from_millis(1_000);
+/// The setting of a segment's meta that says when its agent began (wall clock, ns): one that runs now is another than one before it.
+pub(crate) const AGENT_START: &str = "agentStart";
 /// Readings of the clocks that a merged capture keeps, at most: they tell how the wall clock was slewed.
 const MOST_SAMPLES: usize = 1_000;
 
@@ -36,6 +38,11 @@ impl Piece<'_> {
         self.meta.start
     }
 
+    /// Which agent wrote it.
+    fn agent(&self) -> Option<&serde_json::Value> {
+        self.meta.settings.get(AGENT_START)
+    }
+
     fn is_interrupted(&self) -> bool {
         self.meta.state != RecordingState::Complete
     }
@@ -53,6 +60,7 @@ fn merged_pieces(segments: &[Piece<'_>]) -> Option<Meta> {
     meta.kubernetes = None;
     // What only the agent itself needs.
     meta.settings.remove(super::chosen::REACH);
+    meta.settings.remove(AGENT_START);
     let mut counted: Option<Counted> = None;
     let mut samples = Vec::new();
     for segment in segments {
@@ -96,6 +104,12 @@ fn missing(segments: &[Piece<'_>]) -> Vec<String> {
             warnings.push(format!(
                 "an agent was killed {} before the end: up to 2 s of what it had in memory are missing, and nothing was recorded in the {} \
                  until the next one began",
+                seconds(segments.last().map_or(MonotonicNs(0), |s| s.end.monotonic) - before.end.monotonic),
+                seconds(pause)
+            ));
+        } else if before.agent() != after.agent() {
+            warnings.push(format!(
+                "an agent ended {} before the end, and nothing was recorded in the {} until the next one began",
                 seconds(segments.last().map_or(MonotonicNs(0), |s| s.end.monotonic) - before.end.monotonic),
                 seconds(pause)
             ));

@@ -10,7 +10,7 @@ mod merged;
 mod tests;
 
 pub(crate) use chosen::{Chosen, REACH, Reach};
-pub(crate) use merged::{merged, merged_metas};
+pub(crate) use merged::{AGENT_START, merged, merged_metas};
 
 use super::window::{PartFile, Segment};
 use bytes::{Bytes, BytesMut};
