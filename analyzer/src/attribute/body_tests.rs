@@ -260,7 +260,7 @@ proptest! {
         let mut hop = recorded(&request, &response, true, &[]);
         (hop.request[1], hop.response[1]) = Default::default();
         (hop.flows.request[1], hop.flows.response[1], hop.http2) = (None, None, Some(Default::default()));
-        let to = request.end() + 100;
+        let to = request.end().max(FROM) + 100;
         let split = split_request(&hop, to);
         judge(&split, FROM, to, &events(&[&request]), |at| oracle_request(&request, at, to), true);
         let certain = |split: &Attribution| {
